@@ -1,0 +1,379 @@
+//! The seam: what a backend does for a bottle, object-safe and async.
+//!
+//! ```text
+//! Spec ──plan()──► Plan ──start()──► dyn Bottle ──stop()──► ended ──remove()──► gone
+//!        creates nothing   undoes all it made      wait() returns how
+//! ```
+
+use std::error::Error;
+use std::fmt::{self, Debug, Display, Formatter};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::event::Event;
+use crate::id::BottleId;
+use crate::reporter::{Reporter, Stage};
+use crate::spec::{Spec, UserName};
+
+/// Makes and finds bottles.
+#[async_trait]
+pub trait Backend: Send + Sync + Debug {
+    /// Returns the name by which `--backend` finds it.
+    fn name(&self) -> &'static str;
+
+    /// Returns what this backend can do on this host.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Binds a specification to this backend: says what a start would do, and creates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unsupported`] for what the backend lacks; [`BackendError::Failed`] for an
+    /// image or a host that cannot serve.
+    fn plan(&self, spec: &Spec) -> Result<Plan, BackendError>;
+
+    /// Starts what was planned and returns it running.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Start`] names the stage; everything made up to there was removed again.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future ends the bottle and removes what was made.
+    async fn start(
+        &self,
+        plan: Plan,
+        reporter: &dyn Reporter,
+    ) -> Result<Box<dyn Bottle>, BackendError>;
+
+    /// Lists the bottles that this user has here, running or not, sorted by id.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the state directory cannot be read.
+    async fn list(&self) -> Result<Vec<Summary>, BackendError>;
+
+    /// Opens a running bottle by id. A handle obtained here does not own the bottle.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotFound`] if there is none or it does not run.
+    async fn open(&self, id: &BottleId) -> Result<Box<dyn Bottle>, BackendError>;
+}
+
+/// One bottle. All methods may be called at any time and by several tasks at once.
+///
+/// The handle that [`Backend::start`] returned owns the bottle: dropping it, or the death of its
+/// process, ends the bottle.
+#[async_trait]
+pub trait Bottle: Send + Sync + Debug {
+    /// Returns its id.
+    fn id(&self) -> &BottleId;
+
+    /// Starts a process inside and returns its streams.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Spawn`] if the guest could not start it.
+    async fn exec(&self, command: &Command) -> Result<Process, BackendError>;
+
+    /// Returns the events recorded so far with a number of at least `from`.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the record cannot be read.
+    async fn events(&self, from: u64) -> Result<Vec<Event>, BackendError>;
+
+    /// Ends the workload (SIGTERM, then SIGKILL after `grace`) and the bottle. May be called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the bottle could not be ended.
+    async fn stop(&self, grace: Duration) -> Result<(), BackendError>;
+
+    /// Waits until the bottle has ended and says how.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if that cannot be learnt.
+    async fn wait(&self) -> Result<Ended, BackendError>;
+
+    /// Stops it if it runs and removes all of it but its record.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] names what is left.
+    async fn remove(self: Box<Self>) -> Result<(), BackendError>;
+}
+
+/// What a backend can do on this host; checked when a [`Spec`] is planned.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct Capabilities {
+    /// The kernel under the workload is the bottle's own.
+    pub own_kernel: bool,
+    /// Most virtual CPUs of one bottle.
+    pub max_vcpus: u8,
+    /// `sandboxed egress`: there is no way out but the gateway.
+    pub egress_gateway: bool,
+}
+
+/// What a start would do. Made by [`Backend::plan`] and consumed by [`Backend::start`].
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The specification that was bound.
+    pub spec: Spec,
+    /// The id the bottle will have.
+    pub id: BottleId,
+    /// The backend's name.
+    pub backend: &'static str,
+    /// What would happen, a line each, in order: `image` → `oci:… sha256:…`.
+    pub lines: Vec<PlanLine>,
+}
+
+/// One thing that a start would do.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct PlanLine {
+    /// The subject, one word.
+    pub what: &'static str,
+    /// The decision.
+    pub value: String,
+}
+
+/// A process to start inside a bottle.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Command {
+    /// Program and arguments; the program is looked up in the guest's `PATH`.
+    pub argv: Vec<String>,
+    /// Variables on top of the bottle's.
+    pub env: Vec<(String, String)>,
+    /// Working directory; absent means the image's.
+    pub cwd: Option<String>,
+    /// User; absent means the bottle's.
+    pub user: Option<UserName>,
+    /// Whether the process has a standard input; if not it reads end of file at once.
+    pub stdin: bool,
+    /// Whether its exit status is the bottle's.
+    pub main: bool,
+}
+
+impl Command {
+    /// A command of these words, with standard input, as the bottle's user.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            stdin: true,
+            main: false,
+        }
+    }
+}
+
+/// A process that runs inside a bottle.
+pub struct Process {
+    /// Its standard input; shutting it down is end of file. Absent if none was asked for.
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// Its standard output.
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// Its standard error.
+    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    /// Signals and exit status.
+    pub control: Box<dyn ProcessControl>,
+}
+
+impl Debug for Process {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").finish_non_exhaustive()
+    }
+}
+
+/// Signals and exit status of a process; may be used while its streams are in use elsewhere.
+#[async_trait]
+pub trait ProcessControl: Send + Sync {
+    /// Sends a signal (Linux number) to the process and its group.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the bottle has gone; a process that has ended is no error.
+    async fn signal(&self, signal: i32) -> Result<(), BackendError>;
+
+    /// Waits until the process has ended. Its streams end by themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the bottle went away under it.
+    async fn wait(&self) -> Result<ExitStatus, BackendError>;
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "a process ends in one of two ways")]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Exited(u8),
+    /// A signal (Linux number) ended it.
+    Signaled(u8),
+}
+
+impl ExitStatus {
+    /// Returns the status as a shell would: the code, or 128 + signal.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128_u8.wrapping_add(signal),
+        }
+    }
+}
+
+impl Display for ExitStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited {code}"),
+            Self::Signaled(signal) => write!(f, "killed by signal {signal}"),
+        }
+    }
+}
+
+/// How a bottle ended.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a new way to end must be worded wherever one is shown"
+)]
+pub enum Ended {
+    /// The guest said goodbye; the status of its main process, if that had ended.
+    Goodbye(Option<ExitStatus>),
+    /// It was ended from outside without a goodbye.
+    Killed,
+    /// It ended by itself without a goodbye; what the console and the wait status say.
+    Crashed(String),
+}
+
+/// A bottle in a list.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Summary {
+    /// Its id.
+    pub id: BottleId,
+    /// Whether it runs.
+    pub running: bool,
+}
+
+/// Why a guest could not start a process.
+#[derive(Clone, Debug, Eq, Error, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "each has an exit status of its own"
+)]
+pub enum SpawnFailure {
+    /// There is no such program (exit status 127).
+    #[error("{program:?} was not found in the bottle")]
+    NotFound {
+        /// The program.
+        program: String,
+    },
+    /// The program is there and cannot be run (exit status 126).
+    #[error("{program:?} cannot be run in the bottle: {why}")]
+    NotExecutable {
+        /// The program.
+        program: String,
+        /// The guest's error.
+        why: String,
+    },
+    /// User, directory or limits are impossible (exit status 125).
+    #[error("cannot start {program:?} in the bottle: {why}")]
+    Setup {
+        /// The program.
+        program: String,
+        /// What is impossible.
+        why: String,
+    },
+}
+
+impl SpawnFailure {
+    /// Returns docker's exit status for it.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::NotFound { .. } => 127,
+            Self::NotExecutable { .. } => 126,
+            Self::Setup { .. } => 125,
+        }
+    }
+}
+
+/// Who has to act upon an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "blame decides exit status and tone"
+)]
+pub enum Blame {
+    /// The request cannot be met as it stands.
+    User,
+    /// The host lacks something.
+    Environment,
+    /// What runs inside the bottle.
+    Guest,
+    /// Us.
+    Bug,
+}
+
+/// What a person can do about an error, word for word.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Hint(pub String);
+
+/// Why a backend did not do what was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// An operation failed.
+    #[error("cannot {op}")]
+    Failed {
+        /// The operation, as an infinitive: ``plan bottle `x` ``.
+        op: String,
+        /// Who has to act.
+        blame: Blame,
+        /// What they can do.
+        hint: Option<Hint>,
+        /// The backend's own error.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// There is no running bottle of this id.
+    #[error("there is no running bottle `{id}`")]
+    NotFound {
+        /// The id.
+        id: BottleId,
+    },
+    /// The guest could not start a process.
+    #[error(transparent)]
+    Spawn(#[from] SpawnFailure),
+    /// A start failed; everything it had made was removed.
+    #[error("cannot start bottle `{id}`: stage `{}` failed", stage.name())]
+    Start {
+        /// The bottle.
+        id: BottleId,
+        /// Where it failed.
+        stage: Stage,
+        /// Who has to act.
+        blame: Blame,
+        /// What they can do.
+        hint: Option<Hint>,
+        /// The last lines of the console, if there were any.
+        console: Vec<String>,
+        /// The backend's own error.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The backend cannot do this at all.
+    #[error("backend `{backend}` cannot {what}")]
+    Unsupported {
+        /// The backend.
+        backend: &'static str,
+        /// What it cannot do, as an infinitive.
+        what: String,
+    },
+}

@@ -1,0 +1,128 @@
+//! What a bottle did, as values that become one JSON line each.
+//!
+//! Guest-chosen strings travel raw in here (JSON escapes controls by itself); whoever prints one
+//! for a person goes through [`Escaped`](crate::text::Escaped). No event ever carries matched
+//! secret text, a body, a header value or an environment value.
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Reason;
+
+/// One line of a bottle's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Position in the record, from 1, without gaps.
+    pub seq: u64,
+    /// Milliseconds since the Unix epoch, host time.
+    pub time_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: Happening,
+}
+
+/// What happened. The tag `event` is a stable name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Happening {
+    /// A stage of the start ended well.
+    Stage {
+        /// Its name, as [`Stage::name`](crate::reporter::Stage::name).
+        stage: String,
+        /// How long it took.
+        took_ms: u64,
+    },
+    /// The start failed.
+    StartFailed {
+        /// The stage that failed.
+        stage: String,
+        /// The whole chain of causes.
+        reason: String,
+    },
+    /// A DNS question was answered with something else than an address of a listed name.
+    Dns {
+        /// The name as asked, lower case, no trailing dot.
+        name: String,
+        /// The record type, as `A`.
+        qtype: String,
+        /// The verdict, as `unlisted`, `nxdomain`, `refused`, `empty`, `allowed`.
+        answer: String,
+    },
+    /// An HTTP request or a whole flow was allowed.
+    Allowed {
+        /// The decision's id: `<8 base32 characters>`.
+        id: String,
+        /// The host by name.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The request method; absent for a flow that is no HTTP.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        method: Option<String>,
+        /// The path without its query.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path: Option<String>,
+        /// The rule that allowed it, as written.
+        rule: String,
+        /// The status that came back, if one did.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        status: Option<u16>,
+        /// The address that was dialled.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        dialled: Option<IpAddr>,
+    },
+    /// A request or flow was refused.
+    Refused {
+        /// The decision's id.
+        id: String,
+        /// The host by name, or the literal address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The request method, where one was read.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        method: Option<String>,
+        /// The path without its query, unless it is what was refused.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path: Option<String>,
+        /// The machine-readable reason.
+        reason: Reason,
+        /// The reason in words, as the guest saw it.
+        detail: String,
+    },
+    /// Something other than the workload broke the control protocol, or tried a closed door.
+    Violation {
+        /// What was seen.
+        what: String,
+    },
+    /// A waiver of a layer was asked for and granted.
+    Waiver {
+        /// The layer's name.
+        layer: String,
+    },
+    /// The bottle ended; always the last line.
+    End {
+        /// How: `exited 0`, `killed by signal 9`, `stopped`, `crashed: …`.
+        how: String,
+    },
+}
+
+/// Takes events; gives them their number and time.
+///
+/// An implementation must not lose an event silently and must not block the caller for long.
+pub trait EventSink: Send + Sync + Debug {
+    /// Records what happened now.
+    fn record(&self, what: Happening);
+}
+
+/// Returns milliseconds since the Unix epoch; zero for a clock before it.
+pub fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}

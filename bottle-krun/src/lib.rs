@@ -1,0 +1,1 @@
+//! The krun backend: shim, warden, jail, vmm and the wiring.

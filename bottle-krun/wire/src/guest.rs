@@ -1,0 +1,192 @@
+//! What host process and init say to each other. Init is embedded in the host's program: the two
+//! are of one build, so versions must be equal; and init may be taken over, so nothing it says is
+//! believed beyond what its type says.
+//!
+//! ```text
+//! init dials vsock port PORT of CID 2; libkrun forwards to the shim's Unix socket
+//! shim  ── HostHello ──►            (the host speaks first: libkrun acknowledges early)
+//!       ◄── GuestHello ──           (message::write on the bare connection; then both start the mux)
+//! shim is Side::Listener, init is Side::Dialer
+//!
+//! shim  ── open Control ──►         Provision ►, ◄ Provisioned, then Shutdown ►, ◄ Goodbye
+//!       ── open Stdio × 2..3, open Exec ──►   ◄ ExecReport…, SignalRequest… ►
+//!       ◄── open Dns, open Flow ──
+//! ```
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The vsock port on which the host process takes exactly one connection per boot.
+pub const PORT: u32 = 5000;
+
+/// The file of the virtual root in which init finds its nonce: 32 bytes.
+pub const NONCE_FILE: &str = "/bottle.nonce";
+
+/// Serials of the disks, as `/sys/block/vd*/serial` shows them.
+pub mod disk {
+    /// The read-only EROFS image.
+    pub const IMAGE: &str = "bottle-image";
+    /// The writable ext4 overlay.
+    pub const OVERLAY: &str = "bottle-overlay";
+}
+
+/// First words of the host.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct HostHello {
+    /// [`VERSION`].
+    pub version: String,
+}
+
+/// First words of init.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct GuestHello {
+    /// [`VERSION`]; must be equal.
+    pub version: String,
+    /// What stood in [`NONCE_FILE`].
+    pub nonce: [u8; 32],
+    /// The guest kernel's release, as `uname -r`.
+    pub kernel: String,
+}
+
+/// The version of this protocol; equal on both ends or the boot fails.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+
+/// First message of a stream that the host opens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum FromHost {
+    /// The control stream; opened once. Carries [`ToInit`] and [`ToHost`].
+    Control,
+    /// Carries one of a process's standard streams; opened before the [`FromHost::Exec`] it
+    /// belongs to. 0 flows to the guest, 1 and 2 flow to the host.
+    Stdio {
+        /// The number that the [`Exec`] will carry.
+        exec: u32,
+        /// 0, 1 or 2.
+        fd: u8,
+    },
+    /// Starts a process. Carries [`ExecReport`]s to the host and [`SignalRequest`]s to the guest.
+    Exec(Exec),
+}
+
+/// First message of a stream that init opens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum FromGuest {
+    /// DNS messages with a 2-byte big-endian length each (RFC 1035, 4.2.2), answered in any order.
+    Dns,
+    /// A captured TCP connection: its bytes follow.
+    Flow {
+        /// Where the workload wanted to go. Never trusted for more than that.
+        destination: SocketAddr,
+    },
+    /// The workload sent a UDP datagram to another port than 53; carries nothing, for the record.
+    UdpRefused {
+        /// Where it wanted to go.
+        destination: SocketAddr,
+    },
+}
+
+/// Host to init on the control stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum ToInit {
+    /// Make the bottle habitable; first message, sent once.
+    Provision(Box<Provision>),
+    /// End everything: SIGTERM, then SIGKILL after `grace_ms`, unmount, say goodbye.
+    Shutdown {
+        /// Milliseconds between the two signals.
+        grace_ms: u64,
+    },
+}
+
+/// Init to host on the control stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum ToHost {
+    /// The answer to [`ToInit::Provision`]: done, or what could not be done.
+    Provisioned(Result<(), String>),
+    /// The last message: disks are synced and unmounted. The host may kill the VM.
+    Goodbye,
+}
+
+/// Everything that makes a booted kernel a bottle.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provision {
+    /// Host time, nanoseconds since the Unix epoch.
+    pub unix_ns: u64,
+    /// Host name.
+    pub hostname: String,
+    /// The bottle's CA, PEM.
+    pub ca_pem: String,
+    /// TCP ports on which connections to anywhere are captured; all others are refused.
+    pub ports: Vec<u16>,
+    /// The environment of every process: the image's, then the bottle's, names unique.
+    pub env: Vec<(String, String)>,
+    /// The default user of processes, `USER[:GROUP]`; empty means root.
+    pub user: String,
+    /// The default working directory; empty means `/`.
+    pub cwd: String,
+    /// 32 bytes to credit the guest's random pool with.
+    pub entropy: [u8; 32],
+}
+
+/// A process to start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Pairs it with its [`FromHost::Stdio`] streams; not reused in a boot.
+    pub exec: u32,
+    /// Program and arguments; at least one.
+    pub argv: Vec<String>,
+    /// Variables on top of [`Provision::env`].
+    pub env: Vec<(String, String)>,
+    /// Working directory, if not the default.
+    pub cwd: Option<String>,
+    /// `USER[:GROUP]`, if not the default.
+    pub user: Option<String>,
+    /// Whether a stream for standard input was opened; if not it is `/dev/null`.
+    pub stdin: bool,
+}
+
+/// What becomes of a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum ExecReport {
+    /// It runs.
+    Started {
+        /// Its process id in the guest.
+        pid: u32,
+    },
+    /// It could not be started; the last report.
+    Failed(SpawnFailure),
+    /// It ended by itself; the last report. Its streams may still carry bytes of descendants.
+    Exited {
+        /// The exit code.
+        code: u8,
+    },
+    /// A signal ended it; the last report.
+    Signaled {
+        /// The Linux signal number.
+        signal: u8,
+    },
+}
+
+/// Why a process could not be started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum SpawnFailure {
+    /// No such program.
+    NotFound,
+    /// The program is there and cannot be run.
+    NotExecutable(String),
+    /// User, directory or limits are impossible.
+    Setup(String),
+}
+
+/// Sends a signal to a process's group.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SignalRequest {
+    /// The Linux signal number.
+    pub signal: u8,
+}

@@ -1,0 +1,3 @@
+//! Tasks for contributors.
+
+fn main() {}
