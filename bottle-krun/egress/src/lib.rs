@@ -10,6 +10,10 @@
 //! destination and a byte stream.
 #![forbid(unsafe_code)]
 
+mod dns;
+mod names;
+mod scan;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
