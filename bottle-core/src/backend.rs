@@ -132,6 +132,9 @@ pub struct Plan {
     /// The backend's name.
     pub backend: &'static str,
     /// What would happen, a line each, in order: `image` → `oci:… sha256:…`.
+    ///
+    /// `command` says what an empty [`Command::argv`] stands for, `record` where the record will
+    /// be; both are there in every plan.
     pub lines: Vec<PlanLine>,
 }
 
@@ -148,6 +151,9 @@ pub struct PlanLine {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Command {
     /// Program and arguments; the program is looked up in the guest's `PATH`.
+    ///
+    /// Empty means what the specification's [`Spec::command`] says, and if that is absent the
+    /// image's own entrypoint and command. A [`Plan`] shows the words under `command`.
     pub argv: Vec<String>,
     /// Variables on top of the bottle's.
     pub env: Vec<(String, String)>,
@@ -376,4 +382,84 @@ pub enum BackendError {
         /// What it cannot do, as an infinitive.
         what: String,
     },
+}
+
+impl BackendError {
+    /// Says who has to act.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Failed { blame, .. } | Self::Start { blame, .. } => *blame,
+            Self::NotFound { .. } | Self::Unsupported { .. } => Blame::User,
+            Self::Spawn(_) => Blame::Guest,
+        }
+    }
+
+    /// Returns what a person can do, if the backend knows.
+    pub fn hint(&self) -> Option<&Hint> {
+        match self {
+            Self::Failed { hint, .. } | Self::Start { hint, .. } => hint.as_ref(),
+            Self::NotFound { .. } | Self::Spawn(_) | Self::Unsupported { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_told_as_a_shell_tells_it() {
+        assert_eq!(ExitStatus::Exited(7).code(), 7);
+        assert_eq!(ExitStatus::Signaled(9).code(), 137);
+        assert_eq!(ExitStatus::Signaled(15).code(), 143);
+        assert_eq!(ExitStatus::Signaled(9).to_string(), "killed by signal 9");
+    }
+
+    #[test]
+    fn a_process_that_could_not_start_has_the_status_that_docker_gives() {
+        let program = || "x".to_owned();
+        let why = || "because".to_owned();
+        let not_found = SpawnFailure::NotFound { program: program() };
+        let not_executable = SpawnFailure::NotExecutable {
+            program: program(),
+            why: why(),
+        };
+        let setup = SpawnFailure::Setup {
+            program: program(),
+            why: why(),
+        };
+        assert_eq!(
+            [not_found.code(), not_executable.code(), setup.code()],
+            [127, 126, 125]
+        );
+    }
+
+    #[test]
+    fn a_program_name_with_a_terminal_sequence_is_escaped_in_its_error() {
+        let error = SpawnFailure::NotFound {
+            program: "\u{1b}[2J".to_owned(),
+        };
+        assert_eq!(
+            error.to_string(),
+            r#""\u{1b}[2J" was not found in the bottle"#
+        );
+    }
+
+    #[test]
+    fn an_error_names_who_has_to_act_and_what_to_do() {
+        let error = BackendError::Start {
+            id: "web".parse().unwrap(),
+            stage: Stage::Jail,
+            blame: Blame::Environment,
+            hint: Some(Hint("allow user namespaces".to_owned())),
+            console: Vec::new(),
+            source: "no more namespaces".into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot start bottle `web`: stage `jail` failed"
+        );
+        assert_eq!(error.blame(), Blame::Environment);
+        assert_eq!(error.hint().unwrap().0, "allow user namespaces");
+    }
 }

@@ -126,3 +126,89 @@ pub fn unix_ms(time: SystemTime) -> u64 {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_one_json_line_with_stable_names() {
+        let event = Event {
+            seq: 7,
+            time_ms: 1,
+            what: Happening::Refused {
+                id: "abcd2345".to_owned(),
+                host: "evil.test".to_owned(),
+                port: 443,
+                method: Some("POST".to_owned()),
+                path: None,
+                reason: Reason::SecretFound,
+                detail: "request body contains secret: GitHub Token\n".to_owned(),
+            },
+        };
+        let line = serde_json::to_string(&event).unwrap();
+        assert_eq!(
+            line,
+            r#"{"seq":7,"time_ms":1,"event":"refused","id":"abcd2345","host":"evil.test","port":443,"method":"POST","reason":"secret-found","detail":"request body contains secret: GitHub Token\n"}"#
+        );
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+    }
+
+    #[test]
+    fn the_names_of_all_events_are_stable() {
+        let text = String::new;
+        let all = [
+            Happening::Stage {
+                stage: text(),
+                took_ms: 0,
+            },
+            Happening::StartFailed {
+                stage: text(),
+                reason: text(),
+            },
+            Happening::Dns {
+                name: text(),
+                qtype: text(),
+                answer: text(),
+            },
+            Happening::Allowed {
+                id: text(),
+                host: text(),
+                port: 0,
+                method: None,
+                path: None,
+                rule: text(),
+                status: None,
+                dialled: None,
+            },
+            Happening::Violation { what: text() },
+            Happening::Waiver { layer: text() },
+            Happening::End { how: text() },
+        ];
+        let names: Vec<_> = all
+            .iter()
+            .map(|what| serde_json::to_value(what).unwrap()["event"].clone())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "stage",
+                "start-failed",
+                "dns",
+                "allowed",
+                "violation",
+                "waiver",
+                "end"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_clock_before_the_epoch_is_zero() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        assert_eq!(unix_ms(epoch - Duration::from_secs(1)), 0);
+        assert_eq!(unix_ms(epoch + Duration::from_millis(1500)), 1500);
+    }
+}

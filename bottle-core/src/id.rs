@@ -88,7 +88,38 @@ pub enum IdError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Component, Path};
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_name_is_legal_exactly_if_its_grammar_says_so(text in "[a-zA-Z0-9./_ -]{0,44}") {
+            let middle = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-');
+            let model = (1..=MAX_ID_LEN).contains(&text.len())
+                && text.chars().all(middle)
+                && !text.starts_with('-')
+                && !text.ends_with('-');
+            prop_assert_eq!(text.parse::<BottleId>().is_ok(), model);
+        }
+
+        #[test]
+        fn a_legal_name_is_one_component_of_a_path(text in any::<String>()) {
+            if let Ok(id) = text.parse::<BottleId>() {
+                let mut parts = Path::new(id.as_str()).components();
+                prop_assert_eq!(parts.next(), Some(Component::Normal(text.as_ref())));
+                prop_assert_eq!(parts.next(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_file_is_parsed_as_one_on_the_command_line() {
+        assert!(serde_json::from_str::<BottleId>(r#""web""#).is_ok());
+        assert!(serde_json::from_str::<BottleId>(r#""../web""#).is_err());
+    }
 
     #[test]
     fn a_name_is_parsed_once_and_refused_with_its_reason() {

@@ -3,14 +3,16 @@
 //! This crate knows neither libkrun, nor a terminal, nor the network, and holds no `unsafe` code.
 //! Read it in this order: [`id`] and [`units`] (names and numbers that cannot be wrong), [`spec`]
 //! (a bottle described), [`policy`] (what it may reach, and the one function that decides),
-//! [`event`] (what it did), [`backend`] (the seam), [`reporter`] (what happens during a start),
-//! [`text`] (how strings that somebody else chose are printed).
+//! [`event`] (what it did), [`backend`] (the seam), [`registry`] (which backends there are),
+//! [`reporter`] (what happens during a start), [`text`] (how strings that somebody else chose are
+//! printed).
 #![forbid(unsafe_code)]
 
 pub mod backend;
 pub mod event;
 pub mod id;
 pub mod policy;
+pub mod registry;
 pub mod reporter;
 pub mod secret;
 pub mod spec;

@@ -78,3 +78,20 @@ impl Reporter for Silent {
     fn began(&self, _: Stage) {}
     fn ended(&self, _: Stage, _: Duration, _: &str) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_has_one_name_in_words_and_on_the_wire() {
+        for stage in Stage::ALL {
+            assert_eq!(serde_json::to_value(stage).unwrap(), stage.name());
+        }
+    }
+
+    #[test]
+    fn all_stages_stand_in_order() {
+        assert!(Stage::ALL.is_sorted());
+    }
+}

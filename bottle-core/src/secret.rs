@@ -47,3 +47,22 @@ impl Debug for Secret {
         write!(f, "Secret({})", self.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_only_shown_to_who_asks_for_it() {
+        let secret = Secret::new("env:TOKEN", *b"hunter2-hunter2").unwrap();
+        assert_eq!(format!("{secret:?}"), "Secret(env:TOKEN)");
+        assert_eq!(secret.name(), "env:TOKEN");
+        assert_eq!(secret.expose(), b"hunter2-hunter2");
+    }
+
+    #[test]
+    fn a_value_that_would_match_by_accident_is_not_taken() {
+        assert!(Secret::new("x", *b"1234567").is_none());
+        assert!(Secret::new("x", *b"12345678").is_some());
+    }
+}

@@ -3,7 +3,9 @@
 //! [`Spec`] is what is meant; it is neither serialised nor stored. All launch paths consume it.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -79,6 +81,52 @@ pub enum ImageSource {
     },
 }
 
+/// Parses `oci:DIR[:TAG]`. A directory whose name holds a `:` needs its tag written out.
+impl FromStr for ImageSource {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let Some(rest) = text.strip_prefix("oci:") else {
+            return Err(SpecError::ImageScheme {
+                text: text.to_owned(),
+            });
+        };
+        let (dir, reference) = match rest.rsplit_once(':') {
+            Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
+            Some(_) | None => (rest, None),
+        };
+        // The grammar of references is wider (OCI image specification, annotations); tools write
+        // and read this much.
+        let legal = |tag: &str| {
+            !tag.is_empty()
+                && tag.len() <= 128
+                && tag
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        };
+        if dir.is_empty() || dir.contains('\0') || !reference.is_none_or(legal) {
+            return Err(SpecError::Image {
+                text: text.to_owned(),
+            });
+        }
+        Ok(Self::OciLayout {
+            dir: PathBuf::from(dir),
+            reference: reference.map(str::to_owned),
+        })
+    }
+}
+
+impl Display for ImageSource {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self::OciLayout { dir, reference } = self;
+        write!(f, "oci:{}", dir.display())?;
+        match reference {
+            Some(tag) => write!(f, ":{tag}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A machine's size.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Resources {
@@ -109,6 +157,20 @@ impl UserName {
     /// Returns the text as given.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Display for UserName {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for UserName {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        Self::try_from(text.to_owned())
     }
 }
 
@@ -200,7 +262,7 @@ impl FromStr for Resolve {
         else {
             return Err(wrong());
         };
-        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let port = port.parse::<NonZero<u16>>().map_err(|_| wrong())?.get();
         let host = host.parse().map_err(|_| wrong())?;
         let bare = rest
             .strip_prefix('[')
@@ -215,12 +277,32 @@ impl FromStr for Resolve {
             });
         }
         let socket: SocketAddr = rest.parse().map_err(|_| wrong())?;
+        if socket.port() == 0 {
+            return Err(wrong());
+        }
         Ok(Self {
             host,
             port,
             address: socket.ip(),
             dial_port: socket.port(),
         })
+    }
+}
+
+impl Display for Resolve {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            host,
+            port,
+            address,
+            dial_port,
+        } = self;
+        if port == dial_port {
+            write!(f, "{host}:{port}:{address}")
+        } else {
+            let socket = SocketAddr::new(*address, *dial_port);
+            write!(f, "{host}:{port}:{socket}")
+        }
     }
 }
 
@@ -240,6 +322,18 @@ pub enum SpecError {
         /// The variable.
         name: String,
     },
+    /// Not of the form `oci:DIR[:TAG]`.
+    #[error("{text:?} is not `oci:DIR` or `oci:DIR:TAG`")]
+    Image {
+        /// The text.
+        text: String,
+    },
+    /// An image reference of a kind that is not known.
+    #[error("{text:?} is not an image: write `oci:DIR` for an OCI image layout")]
+    ImageScheme {
+        /// The text.
+        text: String,
+    },
     /// Not of the form `HOST:PORT:ADDR`.
     #[error(
         "{text:?} is not `HOST:PORT:ADDR` (as `api.test:443:127.0.0.1` or `api.test:443:127.0.0.1:8443`)"
@@ -254,4 +348,133 @@ pub enum SpecError {
         /// The text.
         text: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_a_layout_directory_and_perhaps_a_tag() {
+        let image = |dir: &str, tag: Option<&str>| ImageSource::OciLayout {
+            dir: PathBuf::from(dir),
+            reference: tag.map(str::to_owned),
+        };
+        for (text, expected) in [
+            ("oci:images/base", image("images/base", None)),
+            ("oci:images/base:v1.2", image("images/base", Some("v1.2"))),
+            ("oci:/a:b/c", image("/a:b/c", None)),
+            ("oci:/a:b/c:d", image("/a:b/c", Some("d"))),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for text in ["oci:", "oci::x", "oci:dir:", "oci:dir:a b", "oci:dir:a@b"] {
+            let text = text.to_owned();
+            assert_eq!(text.parse::<ImageSource>(), Err(SpecError::Image { text }));
+        }
+        let text = "debian:12".to_owned();
+        assert_eq!(
+            text.parse::<ImageSource>(),
+            Err(SpecError::ImageScheme { text })
+        );
+    }
+
+    #[test]
+    fn a_user_is_a_name_or_number_and_perhaps_a_group() {
+        for text in ["root", "agent:agent", "1000:1000", "a.b-c_d"] {
+            assert_eq!(text.parse::<UserName>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            ":",
+            "a:",
+            ":b",
+            "a:b:c",
+            "a b",
+            "../x",
+            "a\n",
+            &"x".repeat(65),
+        ] {
+            assert!(text.parse::<UserName>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_wins_and_the_order_is_by_name() {
+        let mut env = Env::default();
+        env.set("B", "1").unwrap();
+        env.set("A", "x=y").unwrap();
+        env.set("B", "").unwrap();
+        assert_eq!(env.iter().collect::<Vec<_>>(), [("A", "x=y"), ("B", "")]);
+        for name in ["", "A=B", "A\0"] {
+            let name = name.to_owned();
+            assert_eq!(env.set(&name, "x"), Err(SpecError::EnvName { name }));
+        }
+        let name = "A".to_owned();
+        assert_eq!(env.set("A", "x\0"), Err(SpecError::EnvValue { name }));
+    }
+
+    #[test]
+    fn an_address_for_a_name_may_bring_its_own_port() {
+        let parse = |text: &str| text.parse::<Resolve>().unwrap();
+        let same = parse("api.test:443:127.0.0.1");
+        assert_eq!((same.port, same.dial_port), (443, 443));
+        let other = parse("API.test:443:127.0.0.1:8443");
+        assert_eq!((other.host.as_str(), other.dial_port), ("api.test", 8443));
+        let six = parse("api.test:443:[::1]:8443");
+        assert_eq!((six.address.is_ipv6(), six.dial_port), (true, 8443));
+        assert_eq!(parse("api.test:443:::1").dial_port, 443);
+        assert_eq!(parse("api.test:443:[::1]").dial_port, 443);
+        for text in [
+            "",
+            "api.test",
+            "api.test:443",
+            "api.test:443:",
+            "api.test:x:127.0.0.1",
+            "api.test:0:127.0.0.1",
+            "api.test:443:127.0.0.1:0",
+            "api.test:443:localhost",
+            "10.0.0.1:443:127.0.0.1",
+            "api.test:443:127.0.0.1:99999",
+        ] {
+            assert!(text.parse::<Resolve>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_description_shows_no_secret_when_it_is_debugged() {
+        let image = "oci:base".parse().unwrap();
+        let mut spec = Spec::new("web".parse().unwrap(), image);
+        spec.known_values
+            .extend(Secret::new("env:TOKEN", *b"hunter2-hunter2"));
+        let shown = format!("{spec:?}");
+        assert!(shown.contains("Secret(env:TOKEN)"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_printed_resolve_reads_back(
+            host in "[a-z]{1,8}\\.test", port in 1_u16.., dial_port in 1_u16.., address: IpAddr,
+        ) {
+            let host = host.parse().unwrap();
+            let resolve = Resolve { host, port, address, dial_port };
+            prop_assert_eq!(resolve.to_string().parse(), Ok(resolve));
+        }
+
+        #[test]
+        fn a_printed_image_reads_back(dir in "[a-z/]{1,12}", tag in "[a-z0-9._-]{1,12}") {
+            let image = ImageSource::OciLayout { dir: dir.into(), reference: Some(tag) };
+            prop_assert_eq!(image.to_string().parse(), Ok(image));
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_of_the_specification_panic(text in any::<String>()) {
+            let _ = text.parse::<ImageSource>();
+            let _ = text.parse::<Resolve>();
+            let _ = text.parse::<UserName>();
+        }
+    }
 }

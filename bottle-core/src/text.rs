@@ -18,8 +18,21 @@ pub struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for (count, c) in self.0.chars().enumerate() {
-            if count == MAX_PRINTED {
+        EscapedUpTo(self.0, MAX_PRINTED).fmt(f)
+    }
+}
+
+/// Like [`Escaped`], cut after a number of characters of the caller's choice.
+///
+/// For whole messages in which somebody else's text may stand, such as a chain of causes.
+#[derive(Clone, Copy, Debug)]
+pub struct EscapedUpTo<'a>(pub &'a str, pub usize);
+
+impl Display for EscapedUpTo<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(text, limit) = *self;
+        for (count, c) in text.chars().enumerate() {
+            if count == limit {
                 return f.write_char('…');
             }
             if is_dangerous(c) {
@@ -41,7 +54,23 @@ fn is_dangerous(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_goes_in_nothing_that_steers_a_terminal_comes_out(text in any::<String>()) {
+            let printed = EscapedUpTo(&text, usize::MAX).to_string();
+            prop_assert!(!printed.chars().any(is_dangerous));
+            prop_assert!(!printed.contains(char::is_control));
+        }
+
+        #[test]
+        fn text_of_harmless_characters_is_printed_as_it_is(text in "[a-zA-Z0-9 äöü/.:-]{0,256}") {
+            prop_assert_eq!(Escaped(&text).to_string(), text);
+        }
+    }
 
     #[test]
     fn a_terminal_sequence_comes_out_as_text() {

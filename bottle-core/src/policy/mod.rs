@@ -4,6 +4,8 @@
 //! without naming the [`Rule`] that did. Order does not matter. This module does no I/O.
 
 mod host;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 use std::fmt::{self, Display, Formatter};
@@ -11,6 +13,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::text::Escaped;
 
 pub use host::{HostError, HostName, HostPattern};
 pub use verdict::{Reason, Verdict};
@@ -68,7 +72,7 @@ pub enum RuleError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// The part after the last `:` is no port.
-    #[error("`{text}` is not a port (use 1 to 65535)")]
+    #[error("`{}` is not a port (use 1 to 65535)", Escaped(text))]
     Port {
         /// What stood there.
         text: String,

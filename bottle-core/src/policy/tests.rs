@@ -1,0 +1,297 @@
+//! The promises of host names, patterns and policies, against models that are too simple to be wrong.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+
+fn name(text: &str) -> HostName {
+    text.parse().unwrap()
+}
+
+fn policy(rules: &[&str]) -> Policy {
+    Policy::new(rules.iter().map(|rule| rule.parse().unwrap()))
+}
+
+#[test]
+fn a_name_has_one_form() {
+    assert_eq!(name("API.Example.COM.").as_str(), "api.example.com");
+    assert_eq!(
+        name("xn--bcher-kva.example"),
+        name("XN--bcher-kva.example.")
+    );
+    assert_eq!(name("_dmarc.example.com").as_str(), "_dmarc.example.com");
+    assert_eq!(name("localhost").as_str(), "localhost");
+}
+
+#[test]
+fn what_is_no_name_is_refused_with_its_reason() {
+    let label = "a".repeat(64);
+    let long = ["a"; 128].join(".");
+    for (text, why) in [
+        ("", "it is empty"),
+        (".", "it is empty"),
+        ("a..b", "it has an empty label"),
+        (".a", "it has an empty label"),
+        ("a.b..", "it has an empty label"),
+        ("-a.b", "a label begins or ends with `-`"),
+        ("a-.b", "a label begins or ends with `-`"),
+        ("bücher.example", "it is not ASCII (write the `xn--` form)"),
+        (
+            "a b",
+            "a label holds a character other than `a-z`, `0-9`, `-` and `_`",
+        ),
+        (
+            "a/b",
+            "a label holds a character other than `a-z`, `0-9`, `-` and `_`",
+        ),
+        (
+            "*.a.b",
+            "a label holds a character other than `a-z`, `0-9`, `-` and `_`",
+        ),
+        ("127.0.0.1", "it is an address (a rule names a host)"),
+        ("127.1", "it is an address (a rule names a host)"),
+        ("2130706433", "it is an address (a rule names a host)"),
+        ("0x7f.1", "it is an address (a rule names a host)"),
+        ("0x7f000001", "it is an address (a rule names a host)"),
+        ("0x", "it is an address (a rule names a host)"),
+        ("a.0X7F", "it is an address (a rule names a host)"),
+        (label.as_str(), "a label has more than 63 characters"),
+        (long.as_str(), "it has more than 253 characters"),
+    ] {
+        let error = text.parse::<HostName>().unwrap_err().to_string();
+        assert!(error.ends_with(why), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn an_error_about_a_name_cannot_steer_a_terminal() {
+    let error = "\u{1b}[2J".parse::<HostName>().unwrap_err().to_string();
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+    let error = "a.b:\u{1b}[2J".parse::<Rule>().unwrap_err().to_string();
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+}
+
+#[test]
+fn a_wildcard_covers_what_is_below_and_not_the_apex() {
+    let pattern: HostPattern = "*.example.com".parse().unwrap();
+    assert!(pattern.matches(&name("a.example.com")));
+    assert!(pattern.matches(&name("a.b.example.com")));
+    assert!(!pattern.matches(&name("example.com")));
+    assert!(!pattern.matches(&name("badexample.com")));
+    assert!(!pattern.matches(&name("a.example.com.evil.test")));
+}
+
+#[test]
+fn a_wildcard_over_a_whole_top_level_is_refused() {
+    for text in ["*.com", "*.", "*", "**.a.b", "a.*.b"] {
+        assert!(text.parse::<HostPattern>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_rule_is_for_port_443_unless_it_names_one() {
+    let rule: Rule = "api.test".parse().unwrap();
+    assert_eq!(
+        (rule.port, rule.to_string().as_str()),
+        (443, "allow api.test")
+    );
+    let rule: Rule = "*.api.test:8443".parse().unwrap();
+    assert_eq!(
+        (rule.port, rule.to_string().as_str()),
+        (8443, "allow *.api.test:8443")
+    );
+    for text in [
+        "api.test:",
+        "api.test:0",
+        "api.test:65536",
+        "api.test:https",
+        ":443",
+    ] {
+        assert!(text.parse::<Rule>().is_err(), "{text}");
+    }
+    assert!("[::1]:443".parse::<Rule>().is_err());
+    assert!("10.0.0.1:443".parse::<Rule>().is_err());
+    assert!("https://api.test".parse::<Rule>().is_err());
+}
+
+#[test]
+fn the_empty_policy_denies() {
+    let nothing = Policy::default();
+    assert_eq!(
+        nothing.decide(&name("api.test"), 443),
+        Verdict::Refuse(Reason::HostNotAllowed)
+    );
+    assert_eq!(nothing.lists(&name("api.test")), None);
+    assert!(nothing.ports().is_empty());
+}
+
+#[test]
+fn another_port_of_a_listed_host_is_refused_as_such() {
+    let rules = policy(&["api.test", "*.api.test:8443"]);
+    assert_eq!(
+        rules.decide(&name("api.test"), 80),
+        Verdict::Refuse(Reason::PortNotAllowed)
+    );
+    assert_eq!(
+        rules.decide(&name("x.api.test"), 443),
+        Verdict::Refuse(Reason::PortNotAllowed)
+    );
+    assert_eq!(
+        rules.decide(&name("apitest"), 443),
+        Verdict::Refuse(Reason::HostNotAllowed)
+    );
+    assert_eq!(rules.ports(), [443, 8443]);
+}
+
+#[test]
+fn the_most_specific_rule_is_the_one_that_is_named() {
+    let rules = policy(&["*.b.test", "*.a.b.test", "x.a.b.test"]);
+    let named = |host: &str| match rules.decide(&name(host), 443) {
+        Verdict::Allow(rule) => rule.to_string(),
+        Verdict::Refuse(reason) => format!("{reason:?}"),
+    };
+    assert_eq!(named("x.a.b.test"), "allow x.a.b.test");
+    assert_eq!(named("y.a.b.test"), "allow *.a.b.test");
+    assert_eq!(named("y.b.test"), "allow *.b.test");
+    assert_eq!(named("b.test"), "HostNotAllowed");
+}
+
+#[test]
+fn the_serialized_reasons_are_stable() {
+    let all = [
+        Reason::AddressNotAllowed,
+        Reason::AuthorityMismatch,
+        Reason::BadProtocol,
+        Reason::BadRequest,
+        Reason::HostNotAllowed,
+        Reason::IpLiteral,
+        Reason::LimitReached,
+        Reason::PortNotAllowed,
+        Reason::SecretFound,
+        Reason::UdpNotAllowed,
+        Reason::UpstreamNotResolved,
+        Reason::UpstreamUnreachable,
+    ];
+    assert_eq!(
+        serde_json::to_string(&all).unwrap(),
+        r#"["address-not-allowed","authority-mismatch","bad-protocol","bad-request","host-not-allowed","ip-literal","limit-reached","port-not-allowed","secret-found","udp-not-allowed","upstream-not-resolved","upstream-unreachable"]"#
+    );
+}
+
+/// Says by label lists alone whether a pattern, as text, covers a name.
+fn covers(pattern: &str, host: &str) -> bool {
+    let labels = |text: &str| -> Vec<String> { text.split('.').map(str::to_owned).collect() };
+    let host = labels(host);
+    match pattern.strip_prefix("*.") {
+        None => host == labels(pattern),
+        Some(suffix) => host.len() > labels(suffix).len() && host.ends_with(&labels(suffix)),
+    }
+}
+
+/// Few labels, so that names and patterns meet often.
+fn hosts() -> impl Strategy<Value = String> {
+    vec(select(vec!["a", "b", "ab", "test"]), 1..5).prop_map(|labels| labels.join("."))
+}
+
+fn patterns() -> impl Strategy<Value = String> {
+    (any::<bool>(), hosts()).prop_map(|(below, host)| match host.contains('.') && below {
+        true => format!("*.{host}"),
+        false => host,
+    })
+}
+
+fn ports() -> impl Strategy<Value = u16> {
+    select(vec![80, 443, 8443])
+}
+
+proptest! {
+    #[test]
+    fn a_pattern_covers_exactly_what_its_labels_say(pattern in patterns(), host in hosts()) {
+        let parsed: HostPattern = pattern.parse().unwrap();
+        prop_assert_eq!(parsed.matches(&name(&host)), covers(&pattern, &host));
+    }
+
+    #[test]
+    fn a_policy_allows_exactly_what_some_rule_covers(
+        rules in vec((patterns(), ports()), 0..8), host in hosts(), port in ports(),
+    ) {
+        let built = Policy::new(rules.iter().map(|(host, port)| Rule {
+            host: host.parse().unwrap(),
+            port: *port,
+        }));
+        let listed = rules.iter().any(|(pattern, _)| covers(pattern, &host));
+        let allowed = rules.iter().any(|(pattern, p)| covers(pattern, &host) && *p == port);
+        match built.decide(&name(&host), port) {
+            Verdict::Allow(rule) => {
+                prop_assert!(allowed);
+                prop_assert!(rule.host.matches(&name(&host)));
+                prop_assert_eq!(rule.port, port);
+                prop_assert!(built.rules().contains(rule));
+            }
+            Verdict::Refuse(Reason::PortNotAllowed) => prop_assert!(listed && !allowed),
+            Verdict::Refuse(reason) => {
+                prop_assert_eq!(reason, Reason::HostNotAllowed);
+                prop_assert!(!listed);
+            }
+        }
+        prop_assert_eq!(built.lists(&name(&host)).is_some(), listed);
+    }
+
+    #[test]
+    fn order_and_repetition_of_rules_carry_no_meaning(
+        rules in vec((patterns(), ports()), 0..8), host in hosts(), port in ports(),
+    ) {
+        let parse = |(host, port): &(String, u16)| Rule {
+            host: host.parse().unwrap(),
+            port: *port,
+        };
+        let forward = Policy::new(rules.iter().map(parse));
+        let backward = Policy::new(rules.iter().rev().chain(&rules).map(parse));
+        prop_assert_eq!(&forward, &backward);
+        prop_assert_eq!(forward.decide(&name(&host), port), backward.decide(&name(&host), port));
+    }
+
+    #[test]
+    fn a_name_is_its_own_canonical_form(text in "[a-zA-Z0-9_.-]{1,40}") {
+        if let Ok(host) = text.parse::<HostName>() {
+            prop_assert_eq!(host.as_str().parse(), Ok(host.clone()));
+            prop_assert!(!host.as_str().ends_with('.'));
+            prop_assert_eq!(host.as_str().to_ascii_lowercase(), host.as_str());
+        }
+    }
+
+    #[test]
+    fn no_address_in_any_notation_passes_for_a_name(address: u32, six: u128) {
+        let four = std::net::Ipv4Addr::from(address);
+        let [a, b, c, d] = four.octets();
+        for text in [
+            four.to_string(),
+            format!("{address}"),
+            format!("{address:#x}"),
+            format!("{a:#x}.{b:#x}.{c:#x}.{d:#x}"),
+            format!("{a}.{}", address & 0xff_ffff),
+            format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"),
+            format!("{four}."),
+            std::net::Ipv6Addr::from(six).to_string(),
+            format!("[{}]", std::net::Ipv6Addr::from(six)),
+        ] {
+            prop_assert!(text.parse::<HostName>().is_err(), "{}", text);
+        }
+    }
+
+    #[test]
+    fn a_printed_rule_reads_back(pattern in patterns(), port in 1_u16..) {
+        let rule = Rule { host: pattern.parse().unwrap(), port };
+        let printed = rule.to_string();
+        prop_assert_eq!(printed.strip_prefix("allow ").unwrap().parse(), Ok(rule));
+    }
+
+    #[test]
+    fn no_text_makes_a_parser_of_the_policy_panic(text in any::<String>()) {
+        let _ = text.parse::<HostName>();
+        let _ = text.parse::<HostPattern>();
+        let _ = text.parse::<Rule>();
+    }
+}
