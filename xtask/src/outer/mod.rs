@@ -1,0 +1,275 @@
+//! A QEMU guest with a working `/dev/kvm`, for machines that have none.
+//!
+//! QEMU emulates AMD-V with nested paging, so `kvm-amd` of the guest's own kernel can run microVMs,
+//! slowly. The guest sees the whole file system of this machine read-only below a writable overlay,
+//! a scratch disk with `/tmp` on it, and no network but its loopback: programs built here run there
+//! unchanged. One guest serves one job, a shell script run as root.
+//!
+//! ```text
+//! xtask ── unix socket `status` ◄── "ready 4.2", "exit 0"
+//!       ── unix socket `output` ◄── the job's stdout and stderr
+//!       ── file `console`       ◄── kernel messages, shown if the guest dies
+//!       ── 9p `job`              ─► stage2.sh, guest.env, job.sh
+//! ```
+
+mod initrd;
+mod kernel;
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::report;
+use crate::run::{Run, quoted};
+use crate::tree::{Tree, which};
+use kernel::Kernel;
+
+/// QEMU sometimes hangs when the guest resets; it is not needed any more by then.
+const RESET: Duration = Duration::from_secs(5);
+
+/// How long the guest may take until it runs the job.
+const BOOT: Duration = Duration::from_secs(120);
+
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr \
+                            tsc=reliable random.trust_cpu=on";
+
+/// What the outer guest is to do.
+#[derive(Debug)]
+pub(crate) struct Job {
+    /// A shell script, run as root.
+    pub(crate) script: String,
+    /// The guest is killed after this time.
+    pub(crate) timeout: Duration,
+}
+
+/// Fetches the kernel and makes the initrd, where they are missing.
+pub(crate) fn prepare(tree: &Tree) -> Result<()> {
+    let kernel = Kernel::ensure(tree)?;
+    initrd::ensure(tree, &kernel)?;
+    Ok(())
+}
+
+/// Says whether busybox is there and has what the guest needs.
+pub(crate) fn busybox_works() -> bool {
+    initrd::busybox_works()
+}
+
+/// Runs a job in a fresh outer guest and returns its exit status.
+///
+/// The job's output is passed on as it comes.
+///
+/// # Errors
+///
+/// When the guest cannot be started, dies before the job ended, or overruns its time.
+pub(crate) fn run(tree: &Tree, job: &Job) -> Result<u8> {
+    let kernel = Kernel::ensure(tree)?;
+    let initrd = initrd::ensure(tree, &kernel)?;
+    let directory = tempfile::Builder::new()
+        .prefix("bottle-outer.")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
+    let guest = Guest::start(&kernel, &initrd, directory.path(), job)?;
+    guest.follow(job.timeout)
+}
+
+#[derive(Debug)]
+struct Guest {
+    qemu: Child,
+    status: UnixListener,
+    output: UnixListener,
+    console: PathBuf,
+    started: Instant,
+}
+
+impl Guest {
+    fn start(kernel: &Kernel, initrd: &Path, directory: &Path, job: &Job) -> Result<Self> {
+        let share = directory.join("job");
+        fs::create_dir(&share)?;
+        fs::write(share.join("stage2.sh"), include_str!("stage2.sh"))?;
+        fs::write(share.join("job.sh"), &job.script)?;
+        let modules = quoted(kernel.modules());
+        let environment =
+            format!("OUTER_MODULES={}\nexport OUTER=1\n", modules.to_string_lossy());
+        fs::write(share.join("guest.env"), environment)?;
+
+        let disk = directory.join("scratch.img");
+        File::create(&disk)?.set_len(32 << 30)?;
+        Run::new(which("mkfs.ext4").context("mkfs.ext4 is missing; run `cargo xtask setup`")?)
+            .args(["-q", "-O", "^has_journal"])
+            .args(["-E", "lazy_itable_init=1,nodiscard"])
+            .arg(&disk)
+            .go()?;
+
+        let console = directory.join("console");
+        File::create(&console)?;
+        let (status_path, output_path) = (directory.join("status"), directory.join("output"));
+        let status = UnixListener::bind(&status_path)?;
+        let output = UnixListener::bind(&output_path)?;
+
+        let cpus = thread::available_parallelism().map_or(2, |n| n.get().min(4));
+        let program = which("qemu-system-x86_64")
+            .context("qemu-system-x86_64 is missing; run `cargo xtask setup`")?;
+        // Ends QEMU should this process be killed; the signal is bound to this thread, which waits.
+        let mut command = match which("setpriv") {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "KILL"]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command
+            .args(["-accel", "tcg,thread=multi,tb-size=1024"])
+            .args(["-cpu", "max,+svm,+npt", "-smp", &cpus.to_string(), "-m", &memory_mib()])
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"])
+            .arg("-kernel")
+            .arg(kernel.image())
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", COMMAND_LINE])
+            .args(["-chardev", &option("file,id=console,path=", &console), "-serial"])
+            .args(["chardev:console", "-device", "virtio-serial-pci"])
+            .args(["-chardev", &option("socket,id=status,path=", &status_path)])
+            .args(["-device", "virtserialport,chardev=status,name=status"])
+            .args(["-chardev", &option("socket,id=output,path=", &output_path)])
+            .args(["-device", "virtserialport,chardev=output,name=output"])
+            .args(["-device", "virtio-rng-pci"])
+            .args([
+                "-drive",
+                &option("if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=", &disk),
+            ])
+            .args(["-device", "virtio-blk-pci,drive=scratch"])
+            .args([
+                "-virtfs",
+                "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+            ])
+            .args([
+                "-virtfs",
+                &option("local,mount_tag=job,security_model=none,multidevs=remap,path=", &share),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let qemu = command.spawn().context("cannot start qemu-system-x86_64")?;
+        Ok(Self { qemu, status, output, console, started: Instant::now() })
+    }
+
+    /// Passes on what the job prints until it ends, and ends the guest in any case.
+    fn follow(mut self, timeout: Duration) -> Result<u8> {
+        let result = self.exit_status(timeout);
+        // Both fail only if QEMU has ended already.
+        let _ended = self.qemu.kill();
+        let _ended = self.qemu.wait();
+        result.map_err(|error| match fs::read_to_string(&self.console) {
+            Ok(console) if !console.trim().is_empty() => {
+                error.context(format!("its console said last:\n{}", tail(&console, 20)))
+            }
+            Ok(_) | Err(_) => error,
+        })
+    }
+
+    fn exit_status(&mut self, timeout: Duration) -> Result<u8> {
+        // QEMU connects to both before it starts the machine, or exits.
+        let status = self.accept(&self.status.try_clone()?)?;
+        let mut output = self.accept(&self.output.try_clone()?)?;
+        let printer = thread::spawn(move || {
+            let mut buffer = [0; 16384];
+            while let Ok(count) = output.read(&mut buffer)
+                && count > 0
+            {
+                report::raw(&buffer[..count]);
+            }
+        });
+
+        let deadline = self.started + timeout.max(BOOT);
+        let mut lines = BufReader::new(status);
+        let mut booted = false;
+        loop {
+            let limit = if booted { deadline } else { deadline.min(self.started + BOOT) };
+            let line = read_line(&mut lines, limit).with_context(|| {
+                if booted {
+                    format!("the job did not end within {}", report::took(timeout))
+                } else {
+                    format!("the outer guest did not boot within {}", report::took(BOOT))
+                }
+            })?;
+            match line.trim_end().split_once(' ') {
+                Some(("ready", _)) => {
+                    booted = true;
+                    report::say(format!("outer guest up in {}", report::took(self.started.elapsed())));
+                }
+                Some(("exit", code)) => {
+                    let code = code.parse().context("the outer guest sent no exit status")?;
+                    // Whatever the job printed is on its way or here: the end of QEMU ends it.
+                    let _silent = read_line(&mut lines, Instant::now() + RESET);
+                    let _ended = self.qemu.kill();
+                    let _finished = printer.join();
+                    return Ok(code);
+                }
+                Some(_) | None if line.is_empty() => {
+                    bail!("the outer guest died before the job ended")
+                }
+                Some(_) | None => bail!("the outer guest sent `{}`", line.escape_debug()),
+            }
+        }
+    }
+
+    fn accept(&mut self, listener: &UnixListener) -> Result<UnixStream> {
+        listener.set_nonblocking(true)?;
+        // A condition with a deadline: QEMU connects, or ends.
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("cannot accept QEMU's connection"),
+            }
+            if let Some(status) = self.qemu.try_wait()? {
+                bail!("qemu-system-x86_64 ended before the guest started: {status}");
+            }
+            if Instant::now() > limit {
+                bail!("qemu-system-x86_64 did not start the guest");
+            }
+            thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Reads one line; an empty one is the end of the stream.
+fn read_line(lines: &mut BufReader<UnixStream>, limit: Instant) -> Result<String> {
+    let mut line = String::new();
+    let rest = limit.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    lines.get_ref().set_read_timeout(Some(rest))?;
+    lines.read_line(&mut line)?;
+    Ok(line)
+}
+
+/// Writes a QEMU option with a path; a comma in it must be doubled.
+fn option(prefix: &str, path: &Path) -> String {
+    format!("{prefix}{}", path.display().to_string().replace(',', ",,"))
+}
+
+/// Half of this machine's memory, between 2 and 8 GiB.
+fn memory_mib() -> String {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total_kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|number| number.parse::<u64>().ok())
+        .unwrap_or(0);
+    (total_kib / 2048).clamp(2048, 8192).to_string()
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
