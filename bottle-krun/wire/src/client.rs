@@ -85,7 +85,9 @@ pub struct Launch {
 /// Shows the id alone: the rest holds environment and secret values.
 impl Debug for Launch {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Launch").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Launch")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
