@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frame::{self, HEADER};
 use super::state::{Effect, Shared};
-use super::{MAX_BACKLOG, MuxError, MuxStream, Violation};
+use super::{MAX_BACKLOG, MAX_STREAMS, MuxError, MuxStream, Violation};
 use crate::message;
 
 /// Bytes read and written at once.
@@ -129,7 +129,7 @@ where
                         message::decode(&message).map_err(|_| Violation::BadOpen { stream: id })?;
                     self.queue.push(first, stream, message.len())?;
                 }
-                Effect::Withdrawn { stream } => self.queue.withdraw(stream),
+                Effect::Withdrawn { stream, ended } => self.queue.withdraw(stream, ended),
             }
         }
         if self.input.is_empty() && self.input.capacity() > CHUNK + HEADER {
@@ -232,8 +232,13 @@ impl<In> Queue<In> {
         Ok(())
     }
 
-    fn withdraw(&self, id: u32) {
+    /// A stream that has ended before it was reset is kept, while that doesn't keep more of them
+    /// than may be open.
+    fn withdraw(&self, id: u32, ended: bool) {
         let mut waiting = self.lock();
+        if ended && waiting.streams.len() <= MAX_STREAMS {
+            return;
+        }
         if let Some(at) = waiting
             .streams
             .iter()

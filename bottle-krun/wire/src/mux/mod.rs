@@ -166,7 +166,7 @@ pub struct Incoming<In> {
 impl<In: DeserializeOwned> Incoming<In> {
     /// Returns the next stream with its first message, or `None` when the connection is over.
     ///
-    /// A stream that the peer has reset in the meantime is left out.
+    /// A stream that the peer has reset in the meantime, without an end, is left out.
     ///
     /// # Cancellation
     ///

@@ -224,8 +224,9 @@ impl State {
                     entry.was_reset = true;
                     entry.output = BytesMut::new();
                     entry.wake();
+                    let ended = entry.ended_in;
                     self.close(stream);
-                    return Ok(Effect::Withdrawn { stream });
+                    return Ok(Effect::Withdrawn { stream, ended });
                 }
             }
             Frame::Credit { stream, bytes } => {
