@@ -160,9 +160,11 @@ pub(crate) enum Effect {
         stream: u32,
         message: bytes::Bytes,
     },
-    /// The peer has reset a stream: nobody need accept it any more.
+    /// The peer has reset a stream: nobody need accept it any more, except to read what came
+    /// before its end.
     Withdrawn {
         stream: u32,
+        ended: bool,
     },
 }
 
