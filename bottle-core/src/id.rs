@@ -117,8 +117,8 @@ mod tests {
 
     #[test]
     fn a_name_in_a_file_is_parsed_as_one_on_the_command_line() {
-        assert!(serde_json::from_str::<BottleId>(r#""web""#).is_ok());
-        assert!(serde_json::from_str::<BottleId>(r#""../web""#).is_err());
+        serde_json::from_str::<BottleId>(r#""web""#).unwrap();
+        serde_json::from_str::<BottleId>(r#""../web""#).unwrap_err();
     }
 
     #[test]

@@ -1,1 +1,0 @@
-//! An in-memory backend and the conformance suite that any backend can run.

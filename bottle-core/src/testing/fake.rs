@@ -1,0 +1,549 @@
+//! A backend without a machine: everything happens in this process's memory.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::future::pending;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex, empty};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::program::{Outcome, Program, World};
+use crate::backend::{
+    Backend, BackendError, Blame, Bottle, Capabilities, Command, Ended, ExitStatus, Hint, Plan,
+    PlanLine, Process, ProcessControl, SpawnFailure, Summary,
+};
+use crate::event::{Event, Happening, unix_ms};
+use crate::id::BottleId;
+use crate::reporter::{Reporter, Stage};
+use crate::spec::{ImageSource, Spec};
+
+const NAME: &str = "fake";
+const PIPE: usize = 64 * 1024;
+
+/// Bottles that are values: quick, observable, and failing on request.
+///
+/// Its one image is [`FakeBackend::image`]; what can be run in it is a handful of programs (`true`,
+/// `false`, `echo`, `cat`, `env`, `printenv`, `id`, `pwd`, `sleep`, `sh -c 'exit 7'` …).
+/// Clones are the same backend.
+#[derive(Clone, Debug, Default)]
+pub struct FakeBackend(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    bottles: Mutex<BTreeMap<BottleId, Arc<Machine>>>,
+    cleaned: Mutex<Vec<String>>,
+    wishes: Mutex<Wishes>,
+}
+
+/// What a test wants to go wrong or to have happened.
+#[derive(Debug, Default)]
+struct Wishes {
+    fail_at: Option<Stage>,
+    hang_at: Option<Stage>,
+    happenings: Vec<Happening>,
+}
+
+impl FakeBackend {
+    /// Makes a backend without bottles.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns the image that it can start.
+    pub fn image() -> ImageSource {
+        ImageSource::OciLayout {
+            dir: "/fake".into(),
+            reference: None,
+        }
+    }
+
+    /// Lets every start fail at this stage.
+    #[must_use]
+    pub fn failing_at(self, stage: Stage) -> Self {
+        lock(&self.0.wishes).fail_at = Some(stage);
+        self
+    }
+
+    /// Lets every start hang at this stage until its future is dropped.
+    #[must_use]
+    pub fn hanging_at(self, stage: Stage) -> Self {
+        lock(&self.0.wishes).hang_at = Some(stage);
+        self
+    }
+
+    /// Lets this happen in every bottle as soon as it runs.
+    #[must_use]
+    pub fn recording(self, what: Happening) -> Self {
+        lock(&self.0.wishes).happenings.push(what);
+        self
+    }
+
+    /// Returns what exists now, as `web/disks`, sorted.
+    pub fn traces(&self) -> Vec<String> {
+        let mut all: Vec<_> = lock(&self.0.bottles)
+            .values()
+            .flat_map(|machine| lock(&machine.things).clone())
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// Returns what was removed so far, in the order of removal.
+    pub fn cleaned(&self) -> Vec<String> {
+        lock(&self.0.cleaned).clone()
+    }
+}
+
+#[async_trait]
+impl Backend for FakeBackend {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            own_kernel: false,
+            max_vcpus: 4,
+            egress_gateway: false,
+        }
+    }
+
+    fn plan(&self, spec: &Spec) -> Result<Plan, BackendError> {
+        let ImageSource::OciLayout { dir, .. } = &spec.image;
+        if dir != Path::new("/fake") {
+            return Err(BackendError::Failed {
+                op: format!("read image `{}`", spec.image),
+                blame: Blame::User,
+                hint: Some(Hint("the only image here is `oci:/fake`".to_owned())),
+                source: "No such file or directory (os error 2)".into(),
+            });
+        }
+        let vcpus = spec.resources.vcpus.0.get();
+        let most = self.capabilities().max_vcpus;
+        if vcpus > most {
+            return Err(BackendError::Unsupported {
+                backend: NAME,
+                what: format!("give a bottle {vcpus} virtual CPUs (at most {most})"),
+            });
+        }
+        let line = |what, value| PlanLine { what, value };
+        let command = image_command(spec).join(" ");
+        let mut lines = vec![
+            line("image", spec.image.to_string()),
+            line("command", command),
+            line(
+                "user",
+                spec.user
+                    .as_ref()
+                    .map_or("root", |user| user.as_str())
+                    .to_owned(),
+            ),
+        ];
+        // Names only: values may be secrets.
+        lines.extend(
+            spec.env
+                .iter()
+                .map(|(name, _)| line("env", name.to_owned())),
+        );
+        lines.extend(
+            spec.policy
+                .rules()
+                .iter()
+                .map(|rule| line("rule", rule.to_string())),
+        );
+        lines.extend(
+            spec.resolve
+                .iter()
+                .map(|to| line("resolve", to.to_string())),
+        );
+        lines.extend(
+            spec.known_values
+                .iter()
+                .map(|it| line("secret", it.name().to_owned())),
+        );
+        lines.push(line("vcpus", spec.resources.vcpus.to_string()));
+        lines.push(line("memory", spec.resources.memory.to_string()));
+        lines.push(line("record", format!("/fake/{}/record.jsonl", spec.name)));
+        Ok(Plan {
+            spec: spec.clone(),
+            id: spec.name.clone(),
+            backend: NAME,
+            lines,
+        })
+    }
+
+    async fn start(
+        &self,
+        plan: Plan,
+        reporter: &dyn Reporter,
+    ) -> Result<Box<dyn Bottle>, BackendError> {
+        let Plan { spec, id, .. } = plan;
+        let machine = Arc::new(Machine::new(id.clone(), spec));
+        {
+            let mut bottles = lock(&self.0.bottles);
+            if bottles.contains_key(&id) {
+                return Err(BackendError::Failed {
+                    op: format!("start bottle `{id}`"),
+                    blame: Blame::User,
+                    hint: Some(Hint("choose another name with `--name`".to_owned())),
+                    source: "there is a bottle of this name".into(),
+                });
+            }
+            bottles.insert(id.clone(), Arc::clone(&machine));
+        }
+        // From here on dropping the handle, or this future, removes what was made.
+        let bottle = FakeBottle {
+            machine,
+            state: Arc::clone(&self.0),
+            owner: true,
+        };
+        for stage in Stage::ALL {
+            reporter.began(stage);
+            lock(&bottle.machine.things).push(format!("{id}/{}", stage.name()));
+            let (fail_at, hang_at) = {
+                let wishes = lock(&self.0.wishes);
+                (wishes.fail_at, wishes.hang_at)
+            };
+            if hang_at == Some(stage) {
+                pending::<()>().await;
+            }
+            if fail_at == Some(stage) {
+                return Err(BackendError::Start {
+                    id,
+                    stage,
+                    blame: Blame::Environment,
+                    hint: Some(Hint("stop asking the fake to fail".to_owned())),
+                    console: vec!["guest says \u{1b}[2Jhello".to_owned()],
+                    source: "this failure was asked for".into(),
+                });
+            }
+            reporter.ended(stage, Duration::ZERO, "nothing to do");
+            bottle.machine.record(Happening::Stage {
+                stage: stage.name().to_owned(),
+                took_ms: 0,
+            });
+        }
+        for what in &lock(&self.0.wishes).happenings {
+            bottle.machine.record(what.clone());
+        }
+        Ok(Box::new(bottle))
+    }
+
+    async fn list(&self) -> Result<Vec<Summary>, BackendError> {
+        Ok(lock(&self.0.bottles)
+            .values()
+            .map(|machine| Summary {
+                id: machine.id.clone(),
+                running: machine.runs(),
+            })
+            .collect())
+    }
+
+    async fn open(&self, id: &BottleId) -> Result<Box<dyn Bottle>, BackendError> {
+        let found = lock(&self.0.bottles).get(id).cloned();
+        match found {
+            Some(machine) if machine.runs() => Ok(Box::new(FakeBottle {
+                machine,
+                state: Arc::clone(&self.0),
+                owner: false,
+            })),
+            Some(_) | None => Err(BackendError::NotFound { id: id.clone() }),
+        }
+    }
+}
+
+/// The words that an empty command stands for.
+fn image_command(spec: &Spec) -> Vec<String> {
+    let image = || ["echo", "from", "the", "image"].map(str::to_owned).to_vec();
+    spec.command.clone().unwrap_or_else(image)
+}
+
+/// One bottle: what there is of it, and what happened in it.
+#[derive(Debug)]
+struct Machine {
+    id: BottleId,
+    spec: Spec,
+    things: Mutex<Vec<String>>,
+    events: Mutex<Vec<Event>>,
+    running: Mutex<Vec<FakeControl>>,
+    main: Mutex<Option<ExitStatus>>,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+impl Machine {
+    fn new(id: BottleId, spec: Spec) -> Self {
+        Self {
+            id,
+            spec,
+            things: Mutex::default(),
+            events: Mutex::default(),
+            running: Mutex::default(),
+            main: Mutex::default(),
+            ended: watch::Sender::new(None),
+        }
+    }
+
+    fn runs(&self) -> bool {
+        self.ended.borrow().is_none()
+    }
+
+    fn record(&self, what: Happening) {
+        let mut events = lock(&self.events);
+        let seq = u64::try_from(events.len()).unwrap_or(u64::MAX) + 1;
+        events.push(Event {
+            seq,
+            time_ms: unix_ms(SystemTime::now()),
+            what,
+        });
+    }
+
+    /// Ends the bottle once; whatever still runs in it is gone at once.
+    fn end(&self, how: Ended) {
+        let words = match &how {
+            Ended::Goodbye(_) => "stopped".to_owned(),
+            Ended::Killed => "killed".to_owned(),
+            Ended::Crashed(why) => format!("crashed: {why}"),
+        };
+        let first = self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(how);
+            }
+            first
+        });
+        if first {
+            self.record(Happening::End { how: words });
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FakeBottle {
+    machine: Arc<Machine>,
+    state: Arc<State>,
+    owner: bool,
+}
+
+impl FakeBottle {
+    fn forget(&self) {
+        lock(&self.state.bottles).remove(&self.machine.id);
+        let mut cleaned = lock(&self.state.cleaned);
+        cleaned.extend(lock(&self.machine.things).drain(..).rev());
+    }
+}
+
+impl Drop for FakeBottle {
+    fn drop(&mut self) {
+        if self.owner {
+            self.machine.end(Ended::Killed);
+            self.forget();
+        }
+    }
+}
+
+#[async_trait]
+impl Bottle for FakeBottle {
+    fn id(&self) -> &BottleId {
+        &self.machine.id
+    }
+
+    async fn exec(&self, command: &Command) -> Result<Process, BackendError> {
+        let machine = &self.machine;
+        if !machine.runs() {
+            return Err(gone("start a process"));
+        }
+        let argv = match command.argv.as_slice() {
+            [] => image_command(&machine.spec),
+            words => words.to_vec(),
+        };
+        let program = Program::find(&argv)?;
+        let user = command.user.as_ref().or(machine.spec.user.as_ref());
+        let user = user.map_or("root", |user| user.as_str()).to_owned();
+        if user == "nobody-here" {
+            return Err(BackendError::Spawn(SpawnFailure::Setup {
+                program: argv.first().cloned().unwrap_or_default(),
+                why: format!("there is no user {user:?}"),
+            }));
+        }
+        let mut env: BTreeMap<String, String> = machine
+            .spec
+            .env
+            .iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        env.extend(command.env.iter().cloned());
+
+        let (stdin, program_stdin) = input(command.stdin);
+        let (stdout, program_stdout) = duplex(PIPE);
+        let (stderr, program_stderr) = duplex(PIPE);
+        let control = FakeControl {
+            signal: watch::Sender::new(None),
+            status: watch::Sender::new(None),
+            ended: machine.ended.clone(),
+        };
+        lock(&machine.running).push(control.clone());
+        let world = World {
+            env: env.into_iter().collect(),
+            user,
+            cwd: command.cwd.clone().unwrap_or_else(|| "/".to_owned()),
+            stdin: program_stdin,
+            stdout: Box::new(program_stdout),
+            stderr: Box::new(program_stderr),
+        };
+        tokio::spawn(live(
+            program,
+            world,
+            control.clone(),
+            Arc::clone(machine),
+            command.main,
+        ));
+        Ok(Process {
+            stdin: stdin.map(|stdin| Box::new(stdin) as Box<dyn AsyncWrite + Send + Unpin>),
+            stdout: Box::new(stdout),
+            stderr: Box::new(stderr),
+            control: Box::new(control),
+        })
+    }
+
+    async fn events(&self, from: u64) -> Result<Vec<Event>, BackendError> {
+        let events = lock(&self.machine.events);
+        Ok(events
+            .iter()
+            .filter(|event| event.seq >= from)
+            .cloned()
+            .collect())
+    }
+
+    async fn stop(&self, grace: Duration) -> Result<(), BackendError> {
+        let all: Vec<_> = lock(&self.machine.running).clone();
+        for process in &all {
+            process.signal.send_replace(Some(15));
+        }
+        let ended = async {
+            for process in &all {
+                process.ended().await;
+            }
+        };
+        if timeout(grace, ended).await.is_err() {
+            for process in &all {
+                process.signal.send_replace(Some(9));
+                process.ended().await;
+            }
+        }
+        let main = *lock(&self.machine.main);
+        self.machine.end(Ended::Goodbye(main));
+        Ok(())
+    }
+
+    async fn wait(&self) -> Result<Ended, BackendError> {
+        let mut ended = self.machine.ended.subscribe();
+        let how = ended.wait_for(Option::is_some).await.map(|how| how.clone());
+        how.ok().flatten().ok_or_else(|| gone("wait for a bottle"))
+    }
+
+    async fn remove(self: Box<Self>) -> Result<(), BackendError> {
+        self.stop(Duration::ZERO).await?;
+        self.forget();
+        Ok(())
+    }
+}
+
+/// One process from its start to its end, by itself or by a signal.
+async fn live(
+    program: Program,
+    world: World,
+    control: FakeControl,
+    machine: Arc<Machine>,
+    main: bool,
+) {
+    let mut signals = control.signal.subscribe();
+    let ignored = program.ignored_signals();
+    let deadly = async {
+        let deadly = |signal: &Option<i32>| signal.is_some_and(|it| !ignored.contains(&it));
+        match signals.wait_for(deadly).await.map(|signal| *signal) {
+            Ok(Some(signal)) => u8::try_from(signal).unwrap_or(9),
+            Ok(None) | Err(_) => 9,
+        }
+    };
+    let mut ended = machine.ended.subscribe();
+    let outcome = tokio::select! {
+        outcome = program.run(world) => outcome,
+        signal = deadly => Outcome::Ended(ExitStatus::Signaled(signal)),
+        _ = ended.wait_for(Option::is_some) => return,
+    };
+    match outcome {
+        Outcome::Ended(status) => {
+            if main {
+                *lock(&machine.main) = Some(status);
+            }
+            control.status.send_replace(Some(status));
+        }
+        Outcome::Crashed => machine.end(Ended::Crashed("kernel panic \u{1b}[2J".to_owned())),
+    }
+}
+
+/// A process's signals and status.
+#[derive(Clone, Debug)]
+struct FakeControl {
+    signal: watch::Sender<Option<i32>>,
+    status: watch::Sender<Option<ExitStatus>>,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+impl FakeControl {
+    /// Waits for the status; `None` if the bottle ended first.
+    async fn ended(&self) -> Option<ExitStatus> {
+        let mut status = self.status.subscribe();
+        let mut ended = self.ended.subscribe();
+        tokio::select! {
+            biased;
+            status = status.wait_for(Option::is_some) => status.ok().and_then(|status| *status),
+            _ = ended.wait_for(Option::is_some) => None,
+        }
+    }
+}
+
+#[async_trait]
+impl ProcessControl for FakeControl {
+    async fn signal(&self, signal: i32) -> Result<(), BackendError> {
+        if self.ended.borrow().is_some() {
+            return Err(gone("send a signal"));
+        }
+        self.signal.send_replace(Some(signal));
+        Ok(())
+    }
+
+    async fn wait(&self) -> Result<ExitStatus, BackendError> {
+        self.ended().await.ok_or_else(|| gone("wait for a process"))
+    }
+}
+
+/// Our end of a standard input, if there is to be one, and the program's end.
+fn input(wanted: bool) -> (Option<DuplexStream>, Box<dyn AsyncRead + Send + Unpin>) {
+    if wanted {
+        let (ours, theirs) = duplex(PIPE);
+        (Some(ours), Box::new(theirs))
+    } else {
+        (None, Box::new(empty()))
+    }
+}
+
+fn gone(op: &str) -> BackendError {
+    let source: Box<dyn Error + Send + Sync> = "the bottle has ended".into();
+    BackendError::Failed {
+        op: op.to_owned(),
+        blame: Blame::Guest,
+        hint: None,
+        source,
+    }
+}
+
+/// Locks; a panic elsewhere is reported there, not here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
