@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::run::Run;
 use crate::tree::Tree;
 
 /// The package whose tests need microVMs.
@@ -25,6 +26,16 @@ pub(crate) struct TestProgram {
     pub(crate) directory: PathBuf,
     /// The program.
     pub(crate) path: PathBuf,
+}
+
+impl TestProgram {
+    /// Returns the program as `cargo test` would run it.
+    pub(crate) fn run(&self) -> Run {
+        Run::new(&self.path)
+            .dir(&self.directory)
+            .env("CARGO_MANIFEST_DIR", &self.directory)
+            .env("CARGO_PKG_NAME", &self.package)
+    }
 }
 
 /// What a build left behind.
@@ -100,7 +111,13 @@ impl Built {
     fn read(&mut self, line: &str, tree: &Tree) -> Result<()> {
         let message: Message =
             serde_json::from_str(line).context("cannot read one of cargo's messages")?;
-        let Message { reason, manifest_path, target, profile, executable } = message;
+        let Message {
+            reason,
+            manifest_path,
+            target,
+            profile,
+            executable,
+        } = message;
         let Some(path) = executable.filter(|_| reason == "compiler-artifact") else {
             return Ok(());
         };
@@ -113,7 +130,9 @@ impl Built {
             .iter()
             .find(|package| package.manifest_path == manifest_path)
             .context("cargo built a test of an unknown package")?;
-        let directory = manifest_path.parent().context("a manifest without a directory")?;
+        let directory = manifest_path
+            .parent()
+            .context("a manifest without a directory")?;
         self.tests.push(TestProgram {
             package: package.name.clone(),
             target: target.name,

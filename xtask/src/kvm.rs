@@ -28,7 +28,10 @@ pub(crate) fn signs(root: &Path) -> Signs {
             return Signs::Hopeless("/dev/kvm opens, but the CPU shows neither svm nor vmx".into());
         }
         let modules = root.join("sys/module");
-        if !["kvm_amd", "kvm_intel"].iter().any(|name| modules.join(name).exists()) {
+        if !["kvm_amd", "kvm_intel"]
+            .iter()
+            .any(|name| modules.join(name).exists())
+        {
             return Signs::Hopeless(
                 "/dev/kvm opens, but neither kvm_amd nor kvm_intel is loaded".into(),
             );
@@ -80,19 +83,28 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn a_device_that_opens_on_a_cpu_without_the_feature_is_hopeless() {
-        hopeless(&machine(true, "fpu sse", Some("kvm_amd")), "neither svm nor vmx");
+        hopeless(
+            &machine(true, "fpu sse", Some("kvm_amd")),
+            "neither svm nor vmx",
+        );
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn a_device_that_opens_with_a_paravirtual_module_is_hopeless() {
-        hopeless(&machine(true, "fpu svm", Some("kvm_pvm")), "neither kvm_amd nor kvm_intel");
+        hopeless(
+            &machine(true, "fpu svm", Some("kvm_pvm")),
+            "neither kvm_amd nor kvm_intel",
+        );
     }
 
     #[test]
     fn a_machine_with_every_sign_is_worth_a_probe() {
         for module in ["kvm_amd", "kvm_intel"] {
-            assert_eq!(signs(machine(true, "fpu vmx", Some(module)).path()), Signs::Hopeful);
+            assert_eq!(
+                signs(machine(true, "fpu vmx", Some(module)).path()),
+                Signs::Hopeful
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `images/lock.toml`: what is fetched from elsewhere, with its digest and its licence.
 
+use std::env::consts::ARCH;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -68,21 +69,28 @@ impl Lock {
 
     /// Returns the kernel for this machine's architecture.
     pub(crate) fn kernel_here(&self) -> Result<&KernelWheel> {
-        let arch = std::env::consts::ARCH;
-        self.kernel.iter().find(|kernel| kernel.arch == arch).with_context(|| {
-            format!("images/lock.toml pins no guest kernel for {arch}; install libkrunfw yourself")
-        })
+        let arch = ARCH;
+        self.kernel
+            .iter()
+            .find(|kernel| kernel.arch == arch)
+            .with_context(|| {
+                format!(
+                    "images/lock.toml pins no guest kernel for {arch}; install libkrunfw yourself"
+                )
+            })
     }
 }
 
 fn is_digest(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Returns a file's SHA-256 in hexadecimal.
 pub(crate) fn sha256_of(path: &Path) -> Result<String> {
-    let mut file =
-        File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
+    let mut file = File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
     let mut hash = Sha256::new();
     io::copy(&mut file, &mut HashWriter(&mut hash))
         .with_context(|| format!("cannot read `{}`", path.display()))?;
@@ -128,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_digest_that_is_none_is_refused() {
-        assert!(Lock::parse(&lock(&"a".repeat(64))).is_ok());
+        Lock::parse(&lock(&"a".repeat(64))).unwrap();
         for bad in ["", "abc", &"g".repeat(64), &"A".repeat(64)] {
             assert!(Lock::parse(&lock(bad)).is_err(), "{bad:?} was accepted");
         }
@@ -137,7 +145,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused() {
         let text = lock(&"a".repeat(64)) + "extra = 1\n";
-        assert!(Lock::parse(&text).is_err());
+        Lock::parse(&text).unwrap_err();
     }
 
     #[test]

@@ -22,9 +22,12 @@ mod task_test;
 mod task_tidy;
 mod tree;
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use tree::Tree;
@@ -48,6 +51,14 @@ enum Task {
     /// Build the images that bottles boot
     #[command(subcommand)]
     Images(task_images::Task),
+    /// Run a shell script as root in the outer guest, which has a working /dev/kvm
+    Outer {
+        /// The script
+        script: PathBuf,
+        /// Kill the guest after this many minutes
+        #[arg(long, value_name = "MINUTES", default_value_t = 10)]
+        timeout: u64,
+    },
     /// Install what is missing, saying what and why
     Setup,
     /// Run the tests that need real microVMs, in the outer guest where KVM is unusable
@@ -76,6 +87,13 @@ fn work(args: &Args) -> Result<u8> {
         Task::Check => task_check::run(&tree)?,
         Task::Demo => return task_demo::run(&tree),
         Task::Images(task) => task_images::run(&tree, task)?,
+        Task::Outer { script, timeout } => {
+            task_setup::for_machines(&tree)?;
+            let script = fs::read_to_string(script)
+                .with_context(|| format!("cannot read `{}`", script.display()))?;
+            let timeout = Duration::from_secs(timeout * 60);
+            return outer::run(&tree, &outer::Job { script, timeout });
+        }
         Task::Setup => task_setup::run(&tree)?,
         Task::Smoke(args) => return task_smoke::run(&tree, args),
         Task::Test => return task_test::run(&tree),

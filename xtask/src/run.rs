@@ -103,7 +103,9 @@ impl Run {
     pub(crate) fn status(mut self) -> Result<u8> {
         use std::os::unix::process::ExitStatusExt as _;
         let status = self.command.status().with_context(|| self.cannot_run())?;
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         Ok(u8::try_from(code).unwrap_or(u8::MAX))
     }
 

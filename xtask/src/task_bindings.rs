@@ -14,7 +14,7 @@ use crate::tree::Tree;
 pub(crate) struct Args {
     /// Write nothing; fail if the generated file differs from the one in the tree
     #[arg(long)]
-    check: bool,
+    pub(crate) check: bool,
 }
 
 /// Runs the task.
@@ -26,7 +26,15 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<()> {
 fn generate(tree: &Tree, check: bool) -> Result<()> {
     // A target directory of its own keeps this build from replacing the program that runs now.
     tree.cargo()
-        .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "bindings"])
+        .args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "xtask",
+            "--features",
+            "bindings",
+        ])
         .arg("--target-dir")
         .arg(tree.target().join("bindings"))
         .args(["--", "bindings"])
@@ -52,7 +60,9 @@ fn generate(tree: &Tree, check: bool) -> Result<()> {
         .layout_tests(false)
         .formatter(bindgen::Formatter::Prettyplease)
         .disable_header_comment()
-        .raw_line("//! libkrun's C interface as `krun.h` declares it; made by `cargo xtask bindings`.")
+        .raw_line(
+            "//! libkrun's C interface as `krun.h` declares it; made by `cargo xtask bindings`.",
+        )
         .generate()
         .with_context(|| format!("bindgen cannot read `{text}` (is libclang-dev installed?)"))?
         .to_string();
@@ -63,7 +73,10 @@ fn generate(tree: &Tree, check: bool) -> Result<()> {
     if fs::read_to_string(&generated).is_ok_and(|old| old == bindings) {
         return Ok(());
     }
-    bail!("`{}` is not what `krun.h` gives; run `cargo xtask bindings`", generated.display())
+    bail!(
+        "`{}` is not what `krun.h` gives; run `cargo xtask bindings`",
+        generated.display()
+    )
 }
 
 /// Returns the directory of the libkrun declarations.

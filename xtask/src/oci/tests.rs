@@ -1,6 +1,7 @@
 //! The layout, as other people's tools see it.
 
 use super::*;
+use crate::lock::sha256_of;
 use crate::run::Run;
 use crate::task_setup::is_root;
 use crate::tree::which;
@@ -22,10 +23,18 @@ fn about() -> About {
 fn layout(directory: &Path) -> PathBuf {
     let tar = directory.join("layer.tar");
     let mut builder = tar::Builder::new(File::create(&tar).unwrap());
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o640);
-    header.set_size(5);
-    builder.append_data(&mut header, "etc/greeting", &b"hello"[..]).unwrap();
+    let files = [
+        ("etc/passwd", "agent:x:1000:1000::/home/agent:/bin/bash\n"),
+        ("etc/greeting", "hello"),
+    ];
+    for (name, body) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o640);
+        header.set_size(body.len() as u64);
+        builder
+            .append_data(&mut header, name, body.as_bytes())
+            .unwrap();
+    }
     builder.finish().unwrap();
     let layout = directory.join("layout");
     write(&layout, &tar, &about()).unwrap();
@@ -44,7 +53,7 @@ fn every_blob_is_named_by_its_digest() {
     let mut count = 0;
     for entry in fs::read_dir(blobs).unwrap() {
         let entry = entry.unwrap();
-        let digest = crate::lock::sha256_of(&entry.path()).unwrap();
+        let digest = sha256_of(&entry.path()).unwrap();
         assert_eq!(entry.file_name().to_str(), Some(digest.as_str()));
         count += 1;
     }
@@ -83,7 +92,11 @@ fn umoci_unpacks_the_layer() {
     }
     let directory = tempfile::tempdir().unwrap();
     let image = format!("{}:small", layout(directory.path()).display());
-    Run::new("umoci").args(["stat", "--json", "--image", &image]).quiet().go().unwrap();
+    Run::new("umoci")
+        .args(["stat", "--json", "--image", &image])
+        .quiet()
+        .go()
+        .unwrap();
     let bundle = directory.path().join("bundle");
     let rootless: &[&str] = if is_root() { &[] } else { &["--rootless"] };
     Run::new("umoci")
@@ -93,5 +106,8 @@ fn umoci_unpacks_the_layer() {
         .arg(&bundle)
         .go()
         .unwrap();
-    assert_eq!(fs::read(bundle.join("rootfs/etc/greeting")).unwrap(), b"hello");
+    assert_eq!(
+        fs::read(bundle.join("rootfs/etc/greeting")).unwrap(),
+        b"hello"
+    );
 }

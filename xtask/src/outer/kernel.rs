@@ -1,6 +1,7 @@
 //! The outer guest's kernel: Debian's own, unpacked without installing it.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -28,14 +29,17 @@ impl Kernel {
         }
         report::say("fetching Debian's kernel for the outer guest (unpacked, not installed)");
         fs::create_dir_all(tree.outer())?;
-        let work = tempfile::Builder::new().prefix("kernel.").tempdir_in(tree.outer())?;
+        let work = tempfile::Builder::new()
+            .prefix("kernel.")
+            .tempdir_in(tree.outer())?;
         let depends = Run::new("apt-cache").args(["depends", PACKAGE]).output()?;
         let package = depends
             .lines()
             .find_map(|line| line.trim().strip_prefix("Depends: "))
             .with_context(|| format!("apt knows no `{PACKAGE}`; run `apt-get update`"))?;
         Run::new("apt-get")
-            .args(["-qq", "download", package])
+            // Root may not hand this directory to apt's own user.
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
             .dir(work.path())
             .go()
             .context("if apt's lists are old, run `apt-get update`")?;
@@ -45,10 +49,14 @@ impl Kernel {
             .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
             .context("apt-get downloaded no package")?;
         let unpacked = work.path().join("kernel");
-        Run::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked).go()?;
+        Run::new("dpkg-deb")
+            .arg("-x")
+            .arg(&archive)
+            .arg(&unpacked)
+            .go()?;
         if !unpacked.join("lib/modules").exists() {
             fs::create_dir_all(unpacked.join("lib"))?;
-            std::os::unix::fs::symlink("../usr/lib/modules", unpacked.join("lib/modules"))?;
+            symlink("../usr/lib/modules", unpacked.join("lib/modules"))?;
         }
         let version = version_in(&unpacked).context("the kernel package holds no kernel")?;
         Run::new(which("depmod").context("depmod is missing; run `cargo xtask setup`")?)
@@ -57,7 +65,10 @@ impl Kernel {
             .arg(&version)
             .go()?;
         if let Err(error) = fs::rename(&unpacked, &directory) {
-            bail!("cannot place the kernel in `{}`: {error}", directory.display());
+            bail!(
+                "cannot place the kernel in `{}`: {error}",
+                directory.display()
+            );
         }
         Ok(Self { directory, version })
     }
@@ -74,7 +85,8 @@ impl Kernel {
 
     /// Returns the bootable image.
     pub(crate) fn image(&self) -> PathBuf {
-        self.directory.join(format!("boot/vmlinuz-{}", self.version))
+        self.directory
+            .join(format!("boot/vmlinuz-{}", self.version))
     }
 
     /// Returns the directory of its modules.
@@ -87,5 +99,11 @@ fn version_in(directory: &Path) -> Option<String> {
     fs::read_dir(directory.join("boot"))
         .ok()?
         .filter_map(Result::ok)
-        .find_map(|entry| entry.file_name().to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))
+        .find_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("vmlinuz-")
+                .map(str::to_owned)
+        })
 }

@@ -94,8 +94,10 @@ impl Guest {
         fs::write(share.join("stage2.sh"), include_str!("stage2.sh"))?;
         fs::write(share.join("job.sh"), &job.script)?;
         let modules = quoted(kernel.modules());
-        let environment =
-            format!("OUTER_MODULES={}\nexport OUTER=1\n", modules.to_string_lossy());
+        let environment = format!(
+            "OUTER_MODULES={}\nexport OUTER=1\n",
+            modules.to_string_lossy()
+        );
         fs::write(share.join("guest.env"), environment)?;
 
         let disk = directory.join("scratch.img");
@@ -126,14 +128,32 @@ impl Guest {
         };
         command
             .args(["-accel", "tcg,thread=multi,tb-size=1024"])
-            .args(["-cpu", "max,+svm,+npt", "-smp", &cpus.to_string(), "-m", &memory_mib()])
-            .args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"])
+            .args([
+                "-cpu",
+                "max,+svm,+npt",
+                "-smp",
+                &cpus.to_string(),
+                "-m",
+                &memory_mib(),
+            ])
+            .args([
+                "-nodefaults",
+                "-no-reboot",
+                "-display",
+                "none",
+                "-monitor",
+                "none",
+            ])
             .arg("-kernel")
             .arg(kernel.image())
             .arg("-initrd")
             .arg(initrd)
             .args(["-append", COMMAND_LINE])
-            .args(["-chardev", &option("file,id=console,path=", &console), "-serial"])
+            .args([
+                "-chardev",
+                &option("file,id=console,path=", &console),
+                "-serial",
+            ])
             .args(["chardev:console", "-device", "virtio-serial-pci"])
             .args(["-chardev", &option("socket,id=status,path=", &status_path)])
             .args(["-device", "virtserialport,chardev=status,name=status"])
@@ -142,7 +162,10 @@ impl Guest {
             .args(["-device", "virtio-rng-pci"])
             .args([
                 "-drive",
-                &option("if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=", &disk),
+                &option(
+                    "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=",
+                    &disk,
+                ),
             ])
             .args(["-device", "virtio-blk-pci,drive=scratch"])
             .args([
@@ -151,12 +174,21 @@ impl Guest {
             ])
             .args([
                 "-virtfs",
-                &option("local,mount_tag=job,security_model=none,multidevs=remap,path=", &share),
+                &option(
+                    "local,mount_tag=job,security_model=none,multidevs=remap,path=",
+                    &share,
+                ),
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let qemu = command.spawn().context("cannot start qemu-system-x86_64")?;
-        Ok(Self { qemu, status, output, console, started: Instant::now() })
+        Ok(Self {
+            qemu,
+            status,
+            output,
+            console,
+            started: Instant::now(),
+        })
     }
 
     /// Passes on what the job prints until it ends, and ends the guest in any case.
@@ -190,7 +222,11 @@ impl Guest {
         let mut lines = BufReader::new(status);
         let mut booted = false;
         loop {
-            let limit = if booted { deadline } else { deadline.min(self.started + BOOT) };
+            let limit = if booted {
+                deadline
+            } else {
+                deadline.min(self.started + BOOT)
+            };
             let line = read_line(&mut lines, limit).with_context(|| {
                 if booted {
                     format!("the job did not end within {}", report::took(timeout))
@@ -201,10 +237,15 @@ impl Guest {
             match line.trim_end().split_once(' ') {
                 Some(("ready", _)) => {
                     booted = true;
-                    report::say(format!("outer guest up in {}", report::took(self.started.elapsed())));
+                    report::say(format!(
+                        "outer guest up in {}",
+                        report::took(self.started.elapsed())
+                    ));
                 }
                 Some(("exit", code)) => {
-                    let code = code.parse().context("the outer guest sent no exit status")?;
+                    let code = code
+                        .parse()
+                        .context("the outer guest sent no exit status")?;
                     // Whatever the job printed is on its way or here: the end of QEMU ends it.
                     let _silent = read_line(&mut lines, Instant::now() + RESET);
                     let _ended = self.qemu.kill();
@@ -246,7 +287,9 @@ impl Guest {
 /// Reads one line; an empty one is the end of the stream.
 fn read_line(lines: &mut BufReader<UnixStream>, limit: Instant) -> Result<String> {
     let mut line = String::new();
-    let rest = limit.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let rest = limit
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1));
     lines.get_ref().set_read_timeout(Some(rest))?;
     lines.read_line(&mut line)?;
     Ok(line)

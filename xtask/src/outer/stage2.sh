@@ -26,7 +26,7 @@ chmod 1777 /scratch/tmp
 mount --bind /scratch/tmp /tmp
 
 # Two ordinary users: one may use KVM, one may not.
-getent group kvm >/dev/null || echo 'kvm:x:999:' >>/etc/group
+getent group kvm >/dev/null || echo 'kvm:x:2999:' >>/etc/group
 sed -i -e '/^tester:/d' -e '/^stranger:/d' /etc/passwd /etc/group
 sed -i -e '/^kvm:/s/\(:[^:]*\)$/\1,tester/' -e '/^kvm:/s/:,/:/' /etc/group
 echo 'tester:x:1001:1001::/scratch/home/tester:/bin/bash' >>/etc/passwd

@@ -106,8 +106,17 @@ struct History<'a> {
 ///
 /// `directory` must not exist; a failure may leave a part of it.
 pub(crate) fn write(directory: &Path, tar: &Path, about: &About) -> Result<()> {
-    let About { reference, architecture, created, created_by, user, env, working_dir, cmd, labels } =
-        about;
+    let About {
+        reference,
+        architecture,
+        created,
+        created_by,
+        user,
+        env,
+        working_dir,
+        cmd,
+        labels,
+    } = about;
     let blobs = directory.join("blobs/sha256");
     fs::create_dir_all(&blobs).with_context(|| format!("cannot make `{}`", blobs.display()))?;
     let (layer, diff_id) = layer(&blobs, tar)?;
@@ -115,18 +124,43 @@ pub(crate) fn write(directory: &Path, tar: &Path, about: &About) -> Result<()> {
         created,
         architecture,
         os: "linux",
-        config: ImageConfig { user, env, cmd, working_dir, labels },
-        rootfs: RootFs { kind: "layers", diff_ids: [format!("sha256:{diff_id}")] },
-        history: [History { created, created_by }],
+        config: ImageConfig {
+            user,
+            env,
+            cmd,
+            working_dir,
+            labels,
+        },
+        rootfs: RootFs {
+            kind: "layers",
+            diff_ids: [format!("sha256:{diff_id}")],
+        },
+        history: [History {
+            created,
+            created_by,
+        }],
     };
     let config = blob(&blobs, CONFIG, &image)?;
-    let manifest =
-        Manifest { schema_version: 2, media_type: MANIFEST, config, layers: vec![layer] };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: MANIFEST,
+        config,
+        layers: vec![layer],
+    };
     let mut manifest = blob(&blobs, MANIFEST, &manifest)?;
-    manifest.annotations.insert("org.opencontainers.image.ref.name", reference.clone());
-    let index = Index { schema_version: 2, media_type: INDEX, manifests: vec![manifest] };
+    manifest
+        .annotations
+        .insert("org.opencontainers.image.ref.name", reference.clone());
+    let index = Index {
+        schema_version: 2,
+        media_type: INDEX,
+        manifests: vec![manifest],
+    };
     fs::write(directory.join("index.json"), serde_json::to_vec(&index)?)?;
-    fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    fs::write(
+        directory.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )?;
     Ok(())
 }
 
@@ -169,7 +203,12 @@ fn blob(blobs: &Path, media_type: &'static str, value: &impl Serialize) -> Resul
 }
 
 fn descriptor(media_type: &'static str, digest: &str, size: u64) -> Descriptor {
-    Descriptor { media_type, digest: format!("sha256:{digest}"), size, annotations: BTreeMap::new() }
+    Descriptor {
+        media_type,
+        digest: format!("sha256:{digest}"),
+        size,
+        annotations: BTreeMap::new(),
+    }
 }
 
 /// Hashes and counts what it passes on.

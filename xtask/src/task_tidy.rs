@@ -1,4 +1,0 @@
-//! `cargo xtask tidy`.
-use anyhow::Result;
-use crate::tree::Tree;
-pub(crate) fn run(_tree: &Tree) -> Result<()> { Ok(()) }
