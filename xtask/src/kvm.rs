@@ -2,7 +2,7 @@
 //!
 //! That `/dev/kvm` opens proves nothing: some hosts offer a paravirtual variant that creates a VM
 //! and then cannot run an ordinary guest kernel. So three cheap signs must agree before the real
-//! probe (one vCPU, run by `bottle doctor`) is asked.
+//! probe (one vCPU; see `choose` in `task_smoke`) is asked.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;

@@ -44,39 +44,53 @@ fn generate(tree: &Tree, check: bool) -> Result<()> {
 
 #[cfg(feature = "bindings")]
 fn generate(tree: &Tree, check: bool) -> Result<()> {
+    use crate::run::Run;
     use anyhow::{Context as _, bail};
     use std::fs;
 
     let directory = ffi(tree);
     let (header, generated) = (directory.join("krun.h"), directory.join("sys.rs"));
-    let text = header.to_str().context("the header's path is no UTF-8")?;
+    let header = header.to_str().context("the header's path is no UTF-8")?;
+    let old = fs::read_to_string(&generated).unwrap_or_default();
+    // What the file says about itself stays: its comment up to the first empty line.
+    let opening: Vec<&str> = old
+        .lines()
+        .take_while(|line| line.starts_with("//"))
+        .collect();
     let bindings = bindgen::Builder::default()
-        .header(text)
-        .allowlist_file(text)
-        .rust_edition(bindgen::RustEdition::Edition2024)
-        .rust_target(bindgen::RustTarget::stable(85, 0).map_err(anyhow::Error::msg)?)
+        .header(header)
+        .allowlist_function("krun_.*")
+        .allowlist_var("KRUN_.*")
         .use_core()
         .generate_comments(false)
         .layout_tests(false)
-        .formatter(bindgen::Formatter::Prettyplease)
         .disable_header_comment()
-        .raw_line(
-            "//! libkrun's C interface as `krun.h` declares it; made by `cargo xtask bindings`.",
-        )
+        .raw_line(opening.join("\n"))
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .rust_target(bindgen::RustTarget::stable(89, 0).map_err(anyhow::Error::msg)?)
+        .formatter(bindgen::Formatter::None)
         .generate()
-        .with_context(|| format!("bindgen cannot read `{text}` (is libclang-dev installed?)"))?
+        .with_context(|| format!("bindgen cannot read `{header}` (is libclang-dev installed?)"))?
         .to_string();
-    if !check {
-        return fs::write(&generated, bindings)
-            .with_context(|| format!("cannot write `{}`", generated.display()));
-    }
-    if fs::read_to_string(&generated).is_ok_and(|old| old == bindings) {
+    let work = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let fresh = work.path().join("sys.rs");
+    fs::write(&fresh, bindings)?;
+    Run::new("rustfmt")
+        .arg("--config-path")
+        .arg(tree.root())
+        .arg(&fresh)
+        .go()?;
+    let fresh = fs::read_to_string(&fresh)?;
+    if fresh == old {
         return Ok(());
     }
-    bail!(
-        "`{}` is not what `krun.h` gives; run `cargo xtask bindings`",
-        generated.display()
-    )
+    if check {
+        bail!(
+            "`{}` is not what `krun.h` gives; run `cargo xtask bindings`",
+            generated.display()
+        );
+    }
+    fs::write(&generated, fresh).with_context(|| format!("cannot write `{}`", generated.display()))
 }
 
 /// Returns the directory of the libkrun declarations.

@@ -51,9 +51,9 @@ pub(crate) fn run(tree: &Tree) -> Result<()> {
         }
         if file.extension().is_some_and(|extension| extension == "rs") {
             let text = read(tree, file)?;
-            let generated = file.ends_with("ffi/sys.rs");
+            let kind = rules::Kind::of(file);
             found.extend(
-                rules::rust(&text, generated)
+                rules::rust(&text, kind)
                     .into_iter()
                     .map(|(line, what)| format!("{}:{line}: {what}", file.display())),
             );

@@ -1,5 +1,7 @@
 //! The rules, as functions of a text.
 
+use std::path::Path;
+
 /// A module longer than this is two modules.
 const MAX_LINES: usize = 800;
 
@@ -12,21 +14,46 @@ const NO_PROOFS: [&str; 5] = [
     "see above",
 ];
 
+/// What a Rust file is; not every rule is for every kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Made by a program.
+    Generated,
+    /// Anything else.
+    Module,
+    /// `tests.rs` beside the module that it tests, whose sentence covers it.
+    Tests,
+}
+
+impl Kind {
+    /// Tells by the path.
+    pub(super) fn of(file: &Path) -> Self {
+        if file.ends_with("ffi/sys.rs") {
+            Self::Generated
+        } else if file.ends_with("tests.rs") {
+            Self::Tests
+        } else {
+            Self::Module
+        }
+    }
+}
+
 /// Returns what is wrong with a Rust file: the line, from 1, and the rule.
-pub(super) fn rust(text: &str, generated: bool) -> Vec<(usize, String)> {
+pub(super) fn rust(text: &str, kind: Kind) -> Vec<(usize, String)> {
     let mut found = Vec::new();
-    if !text
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .is_some_and(|l| l.starts_with("//!"))
+    if kind == Kind::Generated {
+        return found;
+    }
+    if kind == Kind::Module
+        && !text
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .is_some_and(|l| l.starts_with("//!"))
     {
         found.push((
             1,
             "a module opens with a `//!` sentence saying what it is for".to_owned(),
         ));
-    }
-    if generated {
-        return found;
     }
     let count = text.lines().count();
     if count > MAX_LINES {
@@ -91,7 +118,7 @@ mod tests {
 
     #[track_caller]
     fn refused(text: &str, what: &str) {
-        let found = rust(text, false);
+        let found = rust(text, Kind::Module);
         assert!(
             found.iter().any(|(_, rule)| rule.contains(what)),
             "{found:?}"
@@ -104,7 +131,7 @@ mod tests {
             "//! Parses.\n// {}(#7): later.\n// SAFETY: ioctl reads one integer; `n` lives on.\n",
             marker()
         );
-        assert_eq!(rust(&text, false), []);
+        assert_eq!(rust(&text, Kind::Module), []);
     }
 
     #[test]
@@ -116,7 +143,7 @@ mod tests {
     fn a_module_of_more_than_800_lines_is_refused_unless_generated() {
         let text = format!("//! Long.\n{}", "\n".repeat(800));
         refused(&text, "801 lines");
-        assert_eq!(rust(&text, true), []);
+        assert_eq!(rust(&text, Kind::Generated), []);
     }
 
     #[test]
@@ -133,7 +160,10 @@ mod tests {
 
     #[test]
     fn a_phrase_is_no_proof() {
-        refused("//! X.\n// SAFETY: Trivially safe.\n", "no proof");
+        refused(
+            &format!("//! X.\n// {}: Trivially safe.\n", "SAFETY"),
+            "no proof",
+        );
     }
 
     #[test]
