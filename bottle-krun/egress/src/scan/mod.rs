@@ -1,14 +1,44 @@
 //! The secret scanner: finds tokens and known values in text and in streams.
+//!
+//! ```text
+//! body ─┬──────────────► readings ─┐             engine: one automaton over all forms of known
+//!       └─ codec ──────► readings ─┴─► verdict   values and all prefixes of tokens; a prefix opens
+//!          (gzip, zstd…)                         a run, which counts, checks and decides
+//! ```
+//!
+//! A *reading* is the stream as it stands and, forked off where an escape stands, the stream with
+//! its escapes undone. Verdicts do not depend on where the stream was split. Nothing here does I/O,
+//! and no error or name of a finding holds text that was scanned.
+
+mod body;
+mod checksum;
+mod codec;
+mod engine;
+mod family;
+mod held;
+mod lane;
+mod needle;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod unescape;
 
 use std::sync::Arc;
 
 use bottle_core::secret::Secret;
-use bytes::Bytes;
 use thiserror::Error;
+
+pub(crate) use body::BodyScan;
+
+use engine::Engine;
+use lane::Readings;
 
 /// What the scanner looks for, compiled once per bottle.
 #[derive(Debug)]
-pub(crate) struct Scanner {}
+pub(crate) struct Scanner {
+    engine: Arc<Engine>,
+}
 
 impl Scanner {
     /// Compiles the token families and the known values with their encodings.
@@ -17,51 +47,21 @@ impl Scanner {
     ///
     /// [`ScannerError`] if there are more known values than the scanner takes.
     pub(crate) fn new(known: &[Secret]) -> Result<Self, ScannerError> {
-        let _ = known;
-        Ok(Self {})
+        Ok(Self {
+            engine: Arc::new(Engine::new(known)?),
+        })
     }
 
-    /// Scans one text (a path, a header, a name) as it stands, percent-decoded and unescaped.
+    /// Scans one text (a path, a header, a name) as it stands and with its escapes undone.
     pub(crate) fn scan_text(&self, text: &[u8]) -> Option<Finding> {
-        let _ = (self, text);
-        None
+        let mut readings = Readings::new(Arc::clone(&self.engine));
+        let name = readings.feed(text).or_else(|| readings.end())?;
+        Some(Finding { name })
     }
 
     /// Begins the scan of a body.
-    pub(crate) fn stream(self: &Arc<Self>, encoding: ContentEncoding) -> BodyScan {
-        let _ = encoding;
-        BodyScan {
-            _scanner: Arc::clone(self),
-        }
-    }
-}
-
-/// One body on its way out. Bytes go in, and come out once they cannot be part of a secret.
-///
-/// The bytes that come out are exactly the bytes that went in, in order. After a refusal the body
-/// must be aborted: nothing more comes out.
-#[derive(Debug)]
-pub(crate) struct BodyScan {
-    _scanner: Arc<Scanner>,
-}
-
-impl BodyScan {
-    /// Takes the next bytes, returns what may go out now.
-    ///
-    /// # Errors
-    ///
-    /// [`ScanRefusal`]: abort the body.
-    pub(crate) fn push(&mut self, chunk: Bytes) -> Result<Vec<Bytes>, ScanRefusal> {
-        Ok(vec![chunk])
-    }
-
-    /// Ends the body, returns the rest of it.
-    ///
-    /// # Errors
-    ///
-    /// [`ScanRefusal`]: abort the body.
-    pub(crate) fn finish(self) -> Result<Vec<Bytes>, ScanRefusal> {
-        Ok(Vec::new())
+    pub(crate) fn stream(&self, encoding: ContentEncoding) -> BodyScan {
+        BodyScan::new(&self.engine, encoding)
     }
 }
 
