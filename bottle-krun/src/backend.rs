@@ -1,0 +1,629 @@
+//! The krun backend: plans, starts, lists and opens bottles. Runs in the client's process.
+//!
+//! ```text
+//! plan    image found and read, kernel library found, sizes checked; nothing created
+//! start   resolve · image · disks   here
+//!         shim · jail · boot · hello · provision   in the shim, reported back
+//! ```
+
+use std::env;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bottle_core::backend::{
+    Backend, BackendError, Blame, Bottle, Capabilities, Hint, Plan, PlanLine, Summary,
+};
+use bottle_core::id::{BottleId, MAX_ID_LEN};
+use bottle_core::policy::Rule;
+use bottle_core::reporter::{Reporter, Stage};
+use bottle_core::spec::{ImageSource, Resolve, Spec};
+use bottle_image::{ImageConfig, ImageError, ImageRef};
+use bottle_wire::client::{Launch, LaunchReport, LaunchResolve, Open};
+use bottle_wire::message;
+use nix::unistd::Uid;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::task::spawn_blocking;
+
+use crate::bottle::{self, KrunBottle, Link};
+use crate::error::{ShimError, failed, from_shim, start_failed};
+use crate::host::vcpu::kvm_glance;
+use crate::host::{KernelMissing, KvmStatus, find_kernel};
+use crate::options::KrunOptions;
+use crate::random;
+use crate::reexec::Role;
+use crate::state::{self, CLIENT_SOCKET, Dirs, StateError};
+
+/// libkrun takes a `u8`; more than these have not been seen to work.
+const MAX_VCPUS: u8 = 8;
+/// Below this the guest kernel does not boot to init reliably.
+const MIN_MEMORY_MIB: u32 = 128;
+/// How often another id is tried if one is taken: five base32 characters collide once in 33 million.
+const ID_ATTEMPTS: usize = 4;
+
+/// Variables that the shim needs of its client: where tools and roots are, and how to log.
+const SHIM_ENV: [&str; 6] = [
+    "HOME",
+    "PATH",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "BOTTLE_LOG",
+    "XDG_DATA_HOME",
+];
+
+/// Runs bottles in libkrun microVMs.
+#[derive(Debug)]
+pub struct KrunBackend {
+    options: KrunOptions,
+}
+
+impl KrunBackend {
+    /// Makes a backend; touches nothing yet.
+    pub fn new(options: KrunOptions) -> Self {
+        Self { options }
+    }
+
+    /// Uses an installed `bottle` as shim, warden and vmm instead of the current program.
+    #[must_use]
+    pub fn with_helper(mut self, helper: PathBuf) -> Self {
+        self.options.helper = Some(helper);
+        self
+    }
+
+    /// Converts the image, or finds its disk in the store.
+    async fn image_disk(
+        &self,
+        source: &ImageSource,
+    ) -> Result<bottle_image::ImageDisk, ImageError> {
+        let store = self.options.image_store.clone();
+        let source = source.clone();
+        let work = move || {
+            let (dir, reference) = layout(&source);
+            bottle_image::to_disk(dir, reference, &store)
+        };
+        spawn_blocking(work)
+            .await
+            .expect("the converter does not panic")
+    }
+}
+
+#[async_trait]
+impl Backend for KrunBackend {
+    fn name(&self) -> &'static str {
+        "krun"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            own_kernel: true,
+            max_vcpus: MAX_VCPUS,
+            egress_gateway: true,
+        }
+    }
+
+    fn plan(&self, spec: &Spec) -> Result<Plan, BackendError> {
+        let unsupported = |what| {
+            Err(BackendError::Unsupported {
+                backend: "krun",
+                what,
+            })
+        };
+        if spec.resources.vcpus.0.get() > MAX_VCPUS {
+            return unsupported(format!("give a bottle more than {MAX_VCPUS} virtual CPUs"));
+        }
+        if spec.resources.memory.0 < MIN_MEMORY_MIB {
+            return unsupported(format!("boot a bottle with less than {MIN_MEMORY_MIB} MiB"));
+        }
+        let op = || format!("plan bottle `{}`", spec.name);
+        let (dir, reference) = layout(&spec.image);
+        let image = bottle_image::find(dir, reference).map_err(|error| BackendError::Failed {
+            op: op(),
+            blame: Blame::User,
+            hint: None,
+            source: Box::new(error),
+        })?;
+        let kernel = self.kernel().map_err(|error| BackendError::Failed {
+            op: op(),
+            blame: Blame::Environment,
+            hint: Some(Hint(error.hint().to_owned())),
+            source: Box::new(error),
+        })?;
+        if default_argv(spec, &image.config).is_empty() {
+            return Err(BackendError::Failed {
+                op: op(),
+                blame: Blame::User,
+                hint: Some(Hint(
+                    "name a command: `bottle start … -- COMMAND`".to_owned(),
+                )),
+                source: "the image names neither an entrypoint nor a command".into(),
+            });
+        }
+        let id = new_id(&spec.name).map_err(|error| failed(op(), error))?;
+        let lines = plan_lines(spec, &image, &kernel);
+        Ok(Plan {
+            spec: spec.clone(),
+            id,
+            backend: "krun",
+            lines,
+        })
+    }
+
+    async fn start(
+        &self,
+        plan: Plan,
+        reporter: &dyn Reporter,
+    ) -> Result<Box<dyn Bottle>, BackendError> {
+        let Plan { spec, mut id, .. } = plan;
+        let mut clock = StageClock {
+            reporter,
+            running: None,
+        };
+
+        clock.begin(Stage::Resolve);
+        let options = self.options.clone();
+        let sweep = spawn_blocking(move || state::sweep(&options));
+        sweep.await.expect("sweeping does not panic");
+        let (kernel, helper) = self.resolve().map_err(|error| BackendError::Start {
+            id: id.clone(),
+            stage: Stage::Resolve,
+            blame: Blame::Environment,
+            hint: Some(Hint(error.hint().to_owned())),
+            console: Vec::new(),
+            source: Box::new(error),
+        })?;
+        clock.end(&kernel.display().to_string());
+
+        clock.begin(Stage::Image);
+        let disk = self
+            .image_disk(&spec.image)
+            .await
+            .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?;
+        clock.end(if disk.converted {
+            "converted"
+        } else {
+            "was there"
+        });
+
+        clock.begin(Stage::Disks);
+        let (dirs, claim) = self.claim(&spec, &mut id)?;
+        let overlay = (dirs.overlay(), spec.resources.disk.bytes());
+        spawn_blocking(move || bottle_image::make_overlay(&overlay.0, overlay.1))
+            .await
+            .expect("making a file system does not panic")
+            .map_err(|error| start_failed(&id, Stage::Disks, Blame::Environment, error))?;
+        clock.end("");
+
+        clock.begin(Stage::Shim);
+        let shim_failed =
+            |error: io::Error| start_failed(&id, Stage::Shim, Blame::Environment, error);
+        let (link, child) = claim.spawn_shim(&helper).map_err(shim_failed)?;
+        clock.end("");
+        let launch = launch_of(&spec, &id, &dirs, &disk, &kernel, &helper);
+        if let Err(error) = follow_launch(&id, &link, launch, &mut clock).await {
+            drop(link);
+            bottle::bury(child, &dirs, None).await;
+            return Err(error);
+        }
+        let bottle = KrunBottle::new(id.clone(), dirs, link, Some(child)).await;
+        let bottle = bottle.map_err(|error| start_failed(&id, Stage::Run, Blame::Bug, error))?;
+        Ok(Box::new(bottle))
+    }
+
+    async fn list(&self) -> Result<Vec<Summary>, BackendError> {
+        let found = state::list(&self.options).map_err(|error| failed("list bottles", error))?;
+        Ok(found
+            .into_iter()
+            .map(|(id, running)| Summary { id, running })
+            .collect())
+    }
+
+    async fn open(&self, id: &BottleId) -> Result<Box<dyn Bottle>, BackendError> {
+        let dirs = Dirs::of(&self.options, id);
+        let not_found = || BackendError::NotFound { id: id.clone() };
+        let socket = connect(&dirs).await.map_err(|_| not_found())?;
+        let peer = socket
+            .peer_cred()
+            .map_err(|error| failed("examine a shim", error))?;
+        if peer.uid() != Uid::effective().as_raw() {
+            return Err(failed(
+                format!("open bottle `{id}`"),
+                format!("its socket is served by user {}", peer.uid()),
+            ));
+        }
+        let bottle = KrunBottle::new(id.clone(), dirs, Link::new(socket), None).await;
+        bottle
+            .map(|bottle| Box::new(bottle) as _)
+            .map_err(|_| not_found())
+    }
+}
+
+/// Connects to a bottle's socket, however long its path is.
+async fn connect(dirs: &Dirs) -> io::Result<UnixStream> {
+    let dir = File::open(&dirs.runtime)?;
+    UnixStream::connect(state::short_path(&dir, CLIENT_SOCKET)).await
+}
+
+impl KrunBackend {
+    fn kernel(&self) -> Result<PathBuf, KernelMissing> {
+        find_kernel(
+            self.options.kernel.as_deref(),
+            self.options.data_home.as_deref(),
+        )
+    }
+
+    /// Finds what a start needs of this host: kernel and helper program; KVM is looked at.
+    fn resolve(&self) -> Result<(PathBuf, PathBuf), ResolveError> {
+        let kernel = self
+            .kernel()
+            .map_err(|source| ResolveError::Kernel { source })?;
+        let helper = self
+            .options
+            .helper()
+            .map_err(|source| ResolveError::Helper { source })?;
+        match kvm_glance() {
+            KvmStatus::Works => Ok((kernel, helper)),
+            status => Err(ResolveError::Kvm { status }),
+        }
+    }
+
+    /// Creates and locks the bottle's directories, under another id if this one is taken.
+    fn claim(&self, spec: &Spec, id: &mut BottleId) -> Result<(Dirs, Claim), BackendError> {
+        for _ in 0..ID_ATTEMPTS {
+            let dirs = Dirs::of(&self.options, id);
+            match dirs.claim() {
+                Ok(lock) => {
+                    let claim = Claim {
+                        dirs: dirs.clone(),
+                        lock: Some(lock),
+                    };
+                    return Ok((dirs, claim));
+                }
+                Err(StateError::Taken { .. }) => {
+                    *id = new_id(&spec.name)
+                        .map_err(|error| start_failed(id, Stage::Disks, Blame::Bug, error))?;
+                }
+                Err(error) => {
+                    return Err(start_failed(id, Stage::Disks, Blame::Environment, error));
+                }
+            }
+        }
+        let path = Dirs::of(&self.options, id).lock();
+        Err(start_failed(
+            id,
+            Stage::Disks,
+            Blame::Environment,
+            StateError::Taken { path },
+        ))
+    }
+}
+
+/// What a start needs of this host and cannot find.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+enum ResolveError {
+    /// The program to re-execute.
+    #[error("cannot find the program that becomes shim, warden and vmm")]
+    Helper {
+        /// Why.
+        source: io::Error,
+    },
+    /// libkrunfw.
+    #[error(transparent)]
+    Kernel {
+        /// Where it was looked for.
+        source: KernelMissing,
+    },
+    /// Hardware virtualization.
+    #[error("cannot run a microVM here: {}", status.found())]
+    Kvm {
+        /// What `/dev/kvm` is.
+        status: KvmStatus,
+    },
+}
+
+impl ResolveError {
+    fn hint(&self) -> &str {
+        match self {
+            Self::Helper { .. } => "name the installed `bottle` as the backend's helper",
+            Self::Kernel { source } => source.hint(),
+            Self::Kvm { status } => status.hint().unwrap_or("`bottle doctor` says more"),
+        }
+    }
+}
+
+/// Directories of a bottle whose shim does not run yet; removed again unless handed to one.
+#[derive(Debug)]
+struct Claim {
+    dirs: Dirs,
+    lock: Option<File>,
+}
+
+impl Claim {
+    /// Starts the shim and hands it the lock.
+    ///
+    /// The shim finds its client on descriptor 0, the lock on 1 and its log on 2, so that no
+    /// descriptor has to be inherited by number.
+    fn spawn_shim(mut self, helper: &Path) -> io::Result<(Link, Child)> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(self.dirs.log())?;
+        let lock = self.lock.take().expect("the lock is handed over once");
+        let mut command = Command::from(Role::Shim.command(helper));
+        command
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(lock))
+            .stderr(Stdio::from(log));
+        for name in SHIM_ENV {
+            if let Some(value) = env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        match command.spawn() {
+            Ok(child) => Ok((Link::new(UnixStream::from_std(ours)?), child)),
+            Err(error) => {
+                self.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn remove(&self) {
+        if let Err(error) = self.dirs.remove() {
+            tracing::warn!(%error, "cannot undo a start");
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            self.remove();
+        }
+    }
+}
+
+/// Sends the launch and follows the shim's reports to their end.
+async fn follow_launch(
+    id: &BottleId,
+    link: &Link,
+    launch: Launch,
+    clock: &mut StageClock<'_>,
+) -> Result<(), BackendError> {
+    let shim = |error| start_failed(id, Stage::Shim, Blame::Bug, error);
+    let gone = |source| shim(ShimError::Gone { source });
+    let open = link.opener.open(&Open::Launch(Box::new(launch))).await;
+    let mut reports = open.map_err(|error| gone(Some(io::Error::other(error))))?;
+    loop {
+        match message::read(&mut reports)
+            .await
+            .map_err(|error| gone(Some(error)))?
+        {
+            Some(LaunchReport::Began { stage }) => {
+                if let Some(stage) = Stage::ALL.into_iter().find(|s| s.name() == stage) {
+                    clock.begin(stage);
+                }
+            }
+            Some(LaunchReport::Ended { note, .. }) => clock.end(&note),
+            Some(LaunchReport::Ready) => return Ok(()),
+            Some(LaunchReport::Failed {
+                stage,
+                blame,
+                hint,
+                console,
+                chain,
+            }) => {
+                return Err(from_shim(id, &stage, blame, hint, console, chain));
+            }
+            Some(report) => return Err(shim(ShimError::out_of_turn(&report))),
+            None => return Err(gone(None)),
+        }
+    }
+}
+
+/// Times stages for a reporter.
+struct StageClock<'a> {
+    reporter: &'a dyn Reporter,
+    running: Option<(Stage, Instant)>,
+}
+
+impl StageClock<'_> {
+    fn begin(&mut self, stage: Stage) {
+        self.running = Some((stage, Instant::now()));
+        self.reporter.began(stage);
+    }
+
+    fn end(&mut self, note: &str) {
+        if let Some((stage, since)) = self.running.take() {
+            let took: Duration = since.elapsed();
+            self.reporter.ended(stage, took, note);
+        }
+    }
+}
+
+fn layout(source: &ImageSource) -> (&Path, Option<&str>) {
+    match source {
+        ImageSource::OciLayout { dir, reference } => (dir, reference.as_deref()),
+        _ => unreachable!("this release knows one kind of image source"),
+    }
+}
+
+/// Derives an id from a name: `<name>-<5 base32 characters>`.
+fn new_id(name: &BottleId) -> io::Result<BottleId> {
+    let suffix = random::base32::<5>()?;
+    let longest = MAX_ID_LEN - 1 - suffix.len();
+    let name: String = name.as_str().chars().take(longest).collect();
+    let id = format!("{}-{suffix}", name.trim_end_matches('-'));
+    Ok(id.parse().expect("a name and base32 characters make an id"))
+}
+
+/// What an image and a bottle together run, as docker combines them.
+fn default_argv(spec: &Spec, config: &ImageConfig) -> Vec<String> {
+    let command = spec.command.as_ref().unwrap_or(&config.cmd);
+    config.entrypoint.iter().chain(command).cloned().collect()
+}
+
+/// The environment of every process: the image's, overridden by the bottle's.
+fn environment(spec: &Spec, config: &ImageConfig) -> Vec<(String, String)> {
+    let mut env = config.env.clone();
+    for (name, value) in spec.env.iter() {
+        env.retain(|(known, _)| known != name);
+        env.push((name.to_owned(), value.to_owned()));
+    }
+    env
+}
+
+fn user_of(spec: &Spec, config: &ImageConfig) -> String {
+    spec.user
+        .as_ref()
+        .map_or_else(|| config.user.clone(), |user| user.as_str().to_owned())
+}
+
+fn plan_lines(spec: &Spec, image: &ImageRef, kernel: &Path) -> Vec<PlanLine> {
+    let (dir, reference) = layout(&spec.image);
+    let tag = reference.map(|tag| format!(":{tag}")).unwrap_or_default();
+    let line = |what, value| PlanLine { what, value };
+    let or = |text: String, none: &str| {
+        if text.is_empty() {
+            none.to_owned()
+        } else {
+            text
+        }
+    };
+    let mut lines = vec![
+        line(
+            "image",
+            format!("oci:{}{tag} {}", dir.display(), image.manifest),
+        ),
+        line("kernel", kernel.display().to_string()),
+        line("machine", {
+            let sizes = spec.resources;
+            format!(
+                "{} CPU, {}, overlay {}",
+                sizes.vcpus, sizes.memory, sizes.disk
+            )
+        }),
+        line("user", or(user_of(spec, &image.config), "root")),
+        line("command", default_argv(spec, &image.config).join(" ")),
+        line(
+            "env",
+            or(
+                spec.env
+                    .iter()
+                    .map(|(name, _)| name)
+                    .collect::<Vec<_>>()
+                    .join(" "),
+                "nothing added",
+            ),
+        ),
+    ];
+    if spec.policy.rules().is_empty() {
+        lines.push(line("egress", "nothing is reachable".to_owned()));
+    }
+    lines.extend(
+        spec.policy
+            .rules()
+            .iter()
+            .map(|rule| line("egress", rule.to_string())),
+    );
+    lines.extend(spec.resolve.iter().map(|resolve| {
+        let Resolve {
+            host,
+            port,
+            address,
+            dial_port,
+        } = resolve;
+        line(
+            "resolve",
+            format!("{host}:{port} is dialed at {address} port {dial_port}"),
+        )
+    }));
+    if !spec.upstream_roots.is_empty() {
+        lines.push(line(
+            "upstream-ca",
+            format!("{} further roots", spec.upstream_roots.len()),
+        ));
+    }
+    lines.extend(
+        spec.known_values
+            .iter()
+            .map(|secret| line("secret", format!("{} may not leave", secret.name()))),
+    );
+    lines
+}
+
+fn launch_of(
+    spec: &Spec,
+    id: &BottleId,
+    dirs: &Dirs,
+    disk: &bottle_image::ImageDisk,
+    kernel: &Path,
+    helper: &Path,
+) -> Launch {
+    let Spec {
+        name,
+        image: _,
+        command: _,
+        user: _,
+        env: _,
+        policy,
+        resolve,
+        upstream_roots,
+        known_values,
+        resources,
+    } = spec;
+    let config = &disk.image.config;
+    Launch {
+        id: id.to_string(),
+        hostname: name.to_string(),
+        helper: helper.to_owned(),
+        kernel: kernel.to_owned(),
+        image: disk.path.clone(),
+        overlay: dirs.overlay(),
+        state_dir: dirs.state.clone(),
+        runtime_dir: dirs.runtime.clone(),
+        vcpus: resources.vcpus.0.get(),
+        ram_mib: resources.memory.0,
+        rules: policy
+            .rules()
+            .iter()
+            .map(|Rule { host, port }| (host.to_string(), *port))
+            .collect(),
+        resolve: resolve
+            .iter()
+            .map(
+                |Resolve {
+                     host,
+                     port,
+                     address,
+                     dial_port,
+                 }| LaunchResolve {
+                    host: host.to_string(),
+                    port: *port,
+                    dial: (*address, *dial_port).into(),
+                },
+            )
+            .collect(),
+        upstream_roots: upstream_roots.clone(),
+        known_values: known_values
+            .iter()
+            .map(|secret| (secret.name().to_owned(), secret.expose().to_vec()))
+            .collect(),
+        env: environment(spec, config),
+        user: user_of(spec, config),
+        cwd: config.working_dir.clone(),
+        default_argv: default_argv(spec, config),
+    }
+}

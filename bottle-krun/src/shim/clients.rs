@@ -1,0 +1,219 @@
+//! What clients ask of a running bottle: processes, its end, and word of its end.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bottle_core::backend::{Ended, ExitStatus};
+use bottle_wire::client::{self, Exec, ExecReport, MainStatus, Open, SignalRequest, StopReport};
+use bottle_wire::guest::{self, FromHost, SpawnFailure};
+use bottle_wire::message;
+use bottle_wire::mux::{Incoming, MuxStream, Opener};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes, split};
+use tokio::sync::{mpsc, watch};
+
+/// Standard streams that wait for their process, per client.
+const MAX_WAITING_STDIO: usize = 64;
+/// What is moved at once between a client and the guest, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// What all clients of one bottle share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Opens streams to init.
+    pub(super) guest: Opener<FromHost>,
+    /// What a process with an empty `argv` runs.
+    pub(super) default_argv: Vec<String>,
+    /// Numbers processes within this boot.
+    pub(super) numbers: AtomicU32,
+    /// How the main process ended.
+    pub(super) main: watch::Sender<Option<ExitStatus>>,
+    /// Requests to stop, with their grace.
+    pub(super) stop: mpsc::Sender<Duration>,
+    /// How the bottle ended.
+    pub(super) ended: watch::Receiver<Option<Ended>>,
+}
+
+/// A client may still have to be told something while one of these lives.
+pub(super) type Pending = mpsc::Sender<()>;
+
+/// Serves one client until it goes away.
+pub(super) async fn serve(shared: Arc<Shared>, mut incoming: Incoming<Open>, pending: Pending) {
+    let mut stdio: HashMap<(u32, u8), MuxStream> = HashMap::new();
+    while let Some((open, stream)) = incoming.accept().await {
+        match open {
+            Open::Wait => {
+                tokio::spawn(tell_end(shared.ended.clone(), stream, pending.clone()));
+            }
+            Open::Stop { grace_ms } => {
+                // A full queue means that a stop is under way.
+                let _ = shared.stop.try_send(Duration::from_millis(grace_ms));
+                tokio::spawn(tell_stopped(shared.ended.clone(), stream, pending.clone()));
+            }
+            Open::Stdio { exec, fd } if fd < 3 && stdio.len() < MAX_WAITING_STDIO => {
+                stdio.insert((exec, fd), stream);
+            }
+            Open::Exec(exec) => {
+                let streams = [0, 1, 2].map(|fd| stdio.remove(&(exec.exec, fd)));
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    if let Err(error) = run(&shared, exec, streams, stream).await {
+                        tracing::debug!(%error, "a process lost its client or its bottle");
+                    }
+                });
+            }
+            // Dropping the stream resets it.
+            Open::Launch(_) | Open::Stdio { .. } | _ => {}
+        }
+    }
+}
+
+async fn tell_end(
+    mut ended: watch::Receiver<Option<Ended>>,
+    mut stream: MuxStream,
+    _pending: Pending,
+) {
+    let Ok(last) = ended
+        .wait_for(Option::is_some)
+        .await
+        .map(|last| last.clone())
+    else {
+        return;
+    };
+    let Some(last) = last else { return };
+    if message::write(&mut stream, &to_wire(last)).await.is_ok() {
+        // Its end of file says that it has read the message.
+        let _ = stream.read_u8().await;
+    }
+}
+
+async fn tell_stopped(
+    mut ended: watch::Receiver<Option<Ended>>,
+    mut stream: MuxStream,
+    _pending: Pending,
+) {
+    if ended.wait_for(Option::is_some).await.is_ok()
+        && message::write(&mut stream, &StopReport {}).await.is_ok()
+    {
+        let _ = stream.read_u8().await;
+    }
+}
+
+fn to_wire(ended: Ended) -> client::Ended {
+    match ended {
+        Ended::Goodbye(main) => client::Ended::Goodbye(main.map(|status| match status {
+            ExitStatus::Exited(code) => MainStatus::Exited(code),
+            ExitStatus::Signaled(signal) => MainStatus::Signaled(signal),
+        })),
+        Ended::Killed => client::Ended::Killed,
+        Ended::Crashed(why) => client::Ended::Crashed(why),
+    }
+}
+
+/// Runs one process in the guest for a client.
+async fn run(
+    shared: &Shared,
+    request: Exec,
+    streams: [Option<MuxStream>; 3],
+    mut client: MuxStream,
+) -> io::Result<()> {
+    let Exec {
+        exec: _,
+        mut argv,
+        env,
+        cwd,
+        user,
+        stdin,
+        main,
+    } = request;
+    if argv.is_empty() {
+        argv.clone_from(&shared.default_argv);
+    }
+    let program = argv.first().cloned().unwrap_or_default();
+    let exec = shared.numbers.fetch_add(1, Ordering::Relaxed);
+    for (fd, stream) in (0_u8..).zip(streams) {
+        let Some(stream) = stream else { continue };
+        let guest = shared.guest.open(&FromHost::Stdio { exec, fd }).await;
+        tokio::spawn(join(stream, guest.map_err(io::Error::other)?));
+    }
+    let request = guest::Exec {
+        exec,
+        argv,
+        env,
+        cwd,
+        user,
+        stdin,
+    };
+    let guest = shared
+        .guest
+        .open(&FromHost::Exec(request))
+        .await
+        .map_err(io::Error::other)?;
+    let (mut reports, mut requests) = split(guest);
+
+    let first = next_report(&mut reports).await?;
+    let started = matches!(first, guest::ExecReport::Started { .. });
+    message::write(&mut client, &translate(first, &program)).await?;
+    if !started {
+        return client.shutdown().await;
+    }
+    let (mut signals, mut client) = split(client);
+    let forward_signals = async {
+        while let Some(SignalRequest { signal }) = message::read(&mut signals).await? {
+            message::write(&mut requests, &guest::SignalRequest { signal }).await?;
+        }
+        io::Result::Ok(())
+    };
+    let last_report = async {
+        let last = next_report(&mut reports).await?;
+        let status = match &last {
+            guest::ExecReport::Exited { code } => Some(ExitStatus::Exited(*code)),
+            guest::ExecReport::Signaled { signal } => Some(ExitStatus::Signaled(*signal)),
+            guest::ExecReport::Started { .. } | guest::ExecReport::Failed(_) => None,
+        };
+        if main && status.is_some() {
+            shared.main.send_replace(status);
+        }
+        message::write(&mut client, &translate(last, &program)).await?;
+        client.shutdown().await
+    };
+    tokio::pin!(last_report);
+    tokio::select! {
+        done = &mut last_report => done,
+        // A client that sends no more signals may still wait for the end.
+        forwarded = forward_signals => {
+            forwarded?;
+            last_report.await
+        }
+    }
+}
+
+async fn next_report(reports: &mut (impl AsyncRead + Unpin)) -> io::Result<guest::ExecReport> {
+    message::read(reports)
+        .await?
+        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+fn translate(report: guest::ExecReport, program: &str) -> ExecReport {
+    let program = program.to_owned();
+    match report {
+        guest::ExecReport::Started { .. } => ExecReport::Started,
+        guest::ExecReport::Failed(SpawnFailure::NotFound) => ExecReport::NotFound { program },
+        guest::ExecReport::Failed(SpawnFailure::NotExecutable(why)) => {
+            ExecReport::NotExecutable { program, why }
+        }
+        guest::ExecReport::Failed(SpawnFailure::Setup(why)) => ExecReport::Setup { program, why },
+        guest::ExecReport::Exited { code } => ExecReport::Exited { code },
+        guest::ExecReport::Signaled { signal } => ExecReport::Signaled { signal },
+    }
+}
+
+/// Moves bytes both ways until both directions have ended; a reset goes through as one.
+async fn join(mut client: MuxStream, mut guest: MuxStream) {
+    // On an error both are dropped, which resets whichever still lives.
+    if let Err(error) = copy_bidirectional_with_sizes(&mut client, &mut guest, CHUNK, CHUNK).await {
+        tracing::debug!(%error, "a standard stream was reset");
+    }
+}
