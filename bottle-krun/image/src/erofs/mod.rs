@@ -1,0 +1,387 @@
+//! A writer of uncompressed EROFS images with 4 KiB blocks.
+//!
+//! ```text
+//! block 0      superblock at byte 1024
+//! block 1 ..   bodies of regular files, whole blocks, written while the layers stream by
+//! then         metadata: 64-byte inodes, each with its extended attributes and, where it fits,
+//!              the last, partial block of its body (root first: its number has only 16 bits)
+//! then         whole blocks of directories, and symbolic links too long to stand in an inode
+//! ```
+//!
+//! Inode numbers count breadth first, names are sorted, there is no time stamp, UUID or seed: the
+//! image depends on nothing but the tree. The format is described in the kernel's
+//! `Documentation/filesystems/erofs.rst` and `fs/erofs/erofs_fs.h`.
+
+pub(crate) mod body;
+mod dir;
+mod freelist;
+mod xattr;
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+
+use self::body::{Body, Place, Spool};
+use self::dir::Dirents;
+pub(crate) use self::xattr::is_representable;
+use crate::tar::Rdev;
+use crate::tree::{Ino, Node, NodeKind, Tree, Xattrs};
+
+/// Writes everything but the bodies behind block `first`, then the superblock.
+///
+/// # Errors
+///
+/// Any error of writing `file` or reading `tails`; `FileTooLarge` if the image would have more
+/// blocks than 32 bits can count.
+pub(crate) fn write(tree: &Tree, first: u32, tails: &Spool, file: &File) -> io::Result<()> {
+    let plan = Plan::new(tree, first)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.seek(SeekFrom::Start(u64::from(first) * BLOCK))?;
+    plan.write_inodes(tree, tails, &mut out)?;
+    plan.write_blocks(tree, &mut out)?;
+    out.flush()?;
+    file.set_len(u64::from(plan.end) * BLOCK)?;
+    file.write_all_at(&plan.superblock(), SUPERBLOCK_AT)
+}
+
+/// True if `file` begins with an intact superblock and is as long as it says.
+pub(crate) fn looks_whole(file: &File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut block = [0; SUPERBLOCK];
+    match file.read_exact_at(&mut block, SUPERBLOCK_AT) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let field =
+        |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (magic, checksum, blocks) = (field(0), field(4), field(36));
+    block[4..8].fill(0);
+    Ok(magic == MAGIC && checksum == crc32c(&block) && u64::from(blocks) * BLOCK == length)
+}
+
+/// Where every inode stands and what it says.
+struct Plan {
+    /// Breadth first, the root first.
+    order: Vec<Ino>,
+    /// By [`Ino`].
+    places: Vec<InodePlace>,
+    meta_start: u32,
+    blocks_start: u32,
+    end: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct InodePlace {
+    /// In units of 32 bytes from the start of the metadata; the number that directories hold.
+    nid: u64,
+    /// First block of what is stored in whole blocks.
+    start: u32,
+    /// Bytes that stand behind the inode.
+    tail: u32,
+    links: u32,
+    /// Of a body that this writer makes itself: a directory or a symbolic link.
+    size: u64,
+}
+
+impl Plan {
+    fn new(tree: &Tree, first: u32) -> io::Result<Self> {
+        let mut places = vec![InodePlace::default(); tree.len()];
+        let order = breadth_first(tree, &mut places);
+        // Sizes of directories depend on names alone, so that every inode's place is known
+        // before the first number has to be written into a directory.
+        let mut at = 0;
+        let mut blocks = 0;
+        for &ino in &order {
+            let node = tree.node(ino);
+            let place = &mut places[ino];
+            place.size = match &node.kind {
+                NodeKind::Dir(children) => Dirents::new(children).size(),
+                NodeKind::Symlink(target) => target.len() as u64,
+                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::File(_) => 0,
+            };
+            let head = head(node);
+            place.tail = match &node.kind {
+                NodeKind::File(body) => body.tail(),
+                NodeKind::Block(_)
+                | NodeKind::Char(_)
+                | NodeKind::Dir(_)
+                | NodeKind::Fifo
+                | NodeKind::Symlink(_) => inline_tail(place.size, head),
+            };
+            let length = head + u64::from(place.tail);
+            at = aligned(at, head, place.tail);
+            place.nid = at / NID_UNIT;
+            at += length;
+            if matches!(node.kind, NodeKind::Dir(_) | NodeKind::Symlink(_)) {
+                // Counted from the end of the metadata for now.
+                place.start = block_number(blocks)?;
+                blocks += (place.size - u64::from(place.tail)).div_ceil(BLOCK);
+            }
+        }
+        let blocks_start = block_number(u64::from(first) + at.div_ceil(BLOCK))?;
+        let end = block_number(u64::from(blocks_start) + blocks)?;
+        for &ino in &order {
+            let start = &mut places[ino].start;
+            *start = match &tree.node(ino).kind {
+                NodeKind::File(body) => match body.place {
+                    Place::Here { first, .. } => first,
+                    Place::Extern { first } => block_number(u64::from(end) + u64::from(first))?,
+                },
+                NodeKind::Dir(_) | NodeKind::Symlink(_) => *start + blocks_start,
+                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo => 0,
+            };
+        }
+        Ok(Self {
+            order,
+            places,
+            meta_start: first,
+            blocks_start,
+            end,
+        })
+    }
+
+    fn write_inodes(&self, tree: &Tree, tails: &Spool, out: &mut impl Write) -> io::Result<()> {
+        let mut at = 0;
+        let mut tail = Vec::new();
+        for (number, &ino) in self.order.iter().enumerate() {
+            let node = tree.node(ino);
+            let place = &self.places[ino];
+            tail.clear();
+            match &node.kind {
+                NodeKind::File(body) => tails.read(body, &mut tail)?,
+                NodeKind::Symlink(target) if place.tail > 0 => tail.extend_from_slice(target),
+                NodeKind::Dir(_) if place.tail > 0 => {
+                    let bytes = self.dir(tree, ino);
+                    tail.extend_from_slice(&bytes[bytes.len() - place.tail as usize..]);
+                }
+                NodeKind::Block(_)
+                | NodeKind::Char(_)
+                | NodeKind::Dir(_)
+                | NodeKind::Fifo
+                | NodeKind::Symlink(_) => {}
+            }
+            zeros(out, place.nid * NID_UNIT - at)?;
+            let xattrs = xattr::body(&node.meta.xattrs);
+            out.write_all(&inode(node, place, number, xattrs.len()))?;
+            out.write_all(&xattrs)?;
+            out.write_all(&tail)?;
+            at = place.nid * NID_UNIT + INODE + (xattrs.len() + tail.len()) as u64;
+        }
+        zeros(
+            out,
+            u64::from(self.blocks_start - self.meta_start) * BLOCK - at,
+        )
+    }
+
+    fn write_blocks(&self, tree: &Tree, out: &mut impl Write) -> io::Result<()> {
+        for &ino in &self.order {
+            let place = &self.places[ino];
+            let whole = place.size - u64::from(place.tail);
+            if whole == 0 {
+                continue;
+            }
+            let bytes = match &tree.node(ino).kind {
+                NodeKind::Dir(_) => Cow::Owned(self.dir(tree, ino)),
+                NodeKind::Symlink(target) => Cow::Borrowed(&**target),
+                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::File(_) => {
+                    continue;
+                }
+            };
+            out.write_all(&bytes[..bytes.len() - place.tail as usize])?;
+            zeros(out, whole.wrapping_neg() % BLOCK)?;
+        }
+        Ok(())
+    }
+
+    fn dir(&self, tree: &Tree, ino: Ino) -> Vec<u8> {
+        let node = tree.node(ino);
+        let NodeKind::Dir(children) = &node.kind else {
+            return Vec::new();
+        };
+        Dirents::new(children).bytes(ino, node.parent, |ino| {
+            (self.places[ino].nid, file_type(&tree.node(ino).kind))
+        })
+    }
+
+    fn superblock(&self) -> [u8; SUPERBLOCK] {
+        let mut block = [0; SUPERBLOCK];
+        let inodes = self.order.len() as u64;
+        put(&mut block, 0, &MAGIC.to_le_bytes());
+        put(
+            &mut block,
+            8,
+            &(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes(),
+        );
+        put(&mut block, 12, &[BLOCK_BITS]);
+        // Bytes 14 and 15, the root's number: its inode is the first.
+        put(&mut block, 16, &inodes.to_le_bytes());
+        put(&mut block, 36, &self.end.to_le_bytes());
+        put(&mut block, 40, &self.meta_start.to_le_bytes());
+        put(&mut block, 64, LABEL);
+        let checksum = crc32c(&block);
+        put(&mut block, 4, &checksum.to_le_bytes());
+        block
+    }
+}
+
+/// Every node that has a name, once; counts links on the way.
+fn breadth_first(tree: &Tree, places: &mut [InodePlace]) -> Vec<Ino> {
+    let mut order = vec![Tree::ROOT];
+    places[Tree::ROOT].links = 2;
+    let mut next = 0;
+    while let Some(&dir) = order.get(next) {
+        next += 1;
+        let NodeKind::Dir(children) = &tree.node(dir).kind else {
+            continue;
+        };
+        for child in children.values() {
+            let is_dir = matches!(tree.node(child.ino).kind, NodeKind::Dir(_));
+            if places[child.ino].links == 0 {
+                order.push(child.ino);
+            }
+            if is_dir {
+                places[child.ino].links = 2;
+                places[dir].links += 1;
+            } else {
+                places[child.ino].links += 1;
+            }
+        }
+    }
+    order
+}
+
+fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; INODE_SIZE] {
+    let layout = if place.tail > 0 {
+        LAYOUT_INLINE
+    } else {
+        LAYOUT_PLAIN
+    };
+    let (size, union) = match &node.kind {
+        // The kernel does not look at the address of an empty file; zero, to be the same always.
+        NodeKind::File(Body { size: 0, .. }) => (0, 0),
+        NodeKind::File(body) => (body.size, place.start),
+        NodeKind::Dir(_) | NodeKind::Symlink(_) => (place.size, place.start),
+        NodeKind::Block(rdev) | NodeKind::Char(rdev) => (0, encode(*rdev)),
+        NodeKind::Fifo => (0, 0),
+    };
+    // Limits keep all of these far below 32 and 16 bits.
+    let number = u32::try_from(number + 1).unwrap_or(u32::MAX);
+    let xattr_count = u16::try_from(xattr::count(xattrs)).unwrap_or(u16::MAX);
+    let mode = node.meta.mode | type_bits(&node.kind);
+    let mut inode = [0; INODE_SIZE];
+    put(&mut inode, 0, &(EXTENDED | layout << 1).to_le_bytes());
+    put(&mut inode, 2, &xattr_count.to_le_bytes());
+    put(&mut inode, 4, &mode.to_le_bytes());
+    put(&mut inode, 8, &size.to_le_bytes());
+    put(&mut inode, 16, &union.to_le_bytes());
+    put(&mut inode, 20, &number.to_le_bytes());
+    put(&mut inode, 24, &node.meta.uid.to_le_bytes());
+    put(&mut inode, 28, &node.meta.gid.to_le_bytes());
+    put(&mut inode, 32, &node.meta.mtime.to_le_bytes());
+    put(&mut inode, 40, &node.meta.nanos.to_le_bytes());
+    put(&mut inode, 44, &place.links.to_le_bytes());
+    inode
+}
+
+/// Bytes of an inode and its extended attributes.
+fn head(node: &Node) -> u64 {
+    INODE + xattr::size(&node.meta.xattrs)
+}
+
+/// How many of the last bytes of a body of `size` stand behind a head of `head` bytes.
+pub(crate) fn inline_tail(size: u64, head: u64) -> u32 {
+    let tail = size % BLOCK;
+    if tail > 0 && head + tail <= BLOCK {
+        u32::try_from(tail).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+/// Bytes that an inode with these attributes takes, for [`inline_tail`].
+pub(crate) fn head_of(xattrs: &Xattrs) -> u64 {
+    INODE + xattr::size(xattrs)
+}
+
+/// The next place for an inode: it may not straddle a block, nor may its tail.
+fn aligned(at: u64, head: u64, tail: u32) -> u64 {
+    let at = at.next_multiple_of(INODE);
+    let (first, last) = (at + head, at + head + u64::from(tail));
+    if tail > 0 && first / BLOCK != (last - 1) / BLOCK {
+        at.next_multiple_of(BLOCK)
+    } else {
+        at
+    }
+}
+
+/// Linux's encoding of a device number in 32 bits.
+fn encode(Rdev { major, minor }: Rdev) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn type_bits(kind: &NodeKind) -> u16 {
+    match kind {
+        NodeKind::Block(_) => 0o060_000,
+        NodeKind::Char(_) => 0o020_000,
+        NodeKind::Dir(_) => 0o040_000,
+        NodeKind::Fifo => 0o010_000,
+        NodeKind::File(_) => 0o100_000,
+        NodeKind::Symlink(_) => 0o120_000,
+    }
+}
+
+/// What a directory says about the type (`FT_…` of the kernel).
+fn file_type(kind: &NodeKind) -> u8 {
+    match kind {
+        NodeKind::File(_) => 1,
+        NodeKind::Dir(_) => 2,
+        NodeKind::Char(_) => 3,
+        NodeKind::Block(_) => 4,
+        NodeKind::Fifo => 5,
+        NodeKind::Symlink(_) => 7,
+    }
+}
+
+fn block_number(blocks: u64) -> io::Result<u32> {
+    u32::try_from(blocks).map_err(|_| io::ErrorKind::FileTooLarge.into())
+}
+
+fn put(target: &mut [u8], at: usize, bytes: &[u8]) {
+    target[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+fn zeros(out: &mut impl Write, count: u64) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(count), out).map(drop)
+}
+
+/// CRC-32C as EROFS uses it: seeded with ones, not inverted at the end.
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 0 {
+                crc >> 1
+            } else {
+                (crc >> 1) ^ 0x82f6_3b78
+            }
+        })
+    })
+}
+
+pub(crate) const BLOCK_SIZE: usize = 4096;
+pub(crate) const BLOCK: u64 = BLOCK_SIZE as u64;
+const BLOCK_BITS: u8 = 12;
+const MAGIC: u32 = 0xe0f5_e1e2;
+/// The superblock counts as reaching to the end of block 0: that is what its checksum covers.
+const SUPERBLOCK_AT: u64 = 1024;
+const SUPERBLOCK: usize = 3072;
+const COMPAT_CHECKSUM: u32 = 1;
+const COMPAT_MTIME: u32 = 2;
+const LABEL: &[u8; 6] = b"bottle";
+const INODE_SIZE: usize = 64;
+const INODE: u64 = INODE_SIZE as u64;
+const NID_UNIT: u64 = 32;
+const EXTENDED: u16 = 1;
+const LAYOUT_PLAIN: u16 = 0;
+const LAYOUT_INLINE: u16 = 2;
