@@ -1,31 +1,271 @@
 //! Synthetic addresses: which name each of them stands for.
+//!
+//! ```text
+//! 198.18.0.1       the gateway itself
+//! 198.18.0.0/16    names that a rule lists: pinned for the life of the bottle
+//! 198.19.0.0/16    names that no rule lists: shared, the one unused for longest goes first
+//! ```
+//!
+//! An address never passes from a name to one under another rule: pinned ones do not change hands,
+//! and the names of the shared ones have no rule.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bottle_core::policy::{HostName, Policy};
+use bottle_core::policy::{HostName, HostPattern, Policy};
+
+/// The network of the pinned addresses, as its first sixteen bits.
+const PINNED: u32 = 0xc612_0000;
+
+/// The network of the shared addresses.
+const SHARED: u32 = 0xc613_0000;
+
+/// The first host number that is handed out: 0 is the network, 1 the gateway.
+const FIRST: u32 = 2;
+
+/// The last one: 65535 is the broadcast address.
+const LAST: u32 = 0xfffe;
+
+/// The most names under wildcards that a bottle may look up: each tells an upstream something.
+pub(crate) const WILDCARD_QUOTA: usize = 4096;
+
+/// The most names without a rule that have an address at the same time.
+pub(crate) const SHARED_NAMES: usize = 8192;
 
 /// The one table of a bottle's synthetic addresses, in both directions.
 #[derive(Debug)]
-pub(crate) struct NameTable {}
+pub(crate) struct NameTable {
+    policy: Policy,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pinned: HashMap<HostName, Ipv4Addr>,
+    pinned_names: Vec<HostName>,
+    wildcard_names: usize,
+    /// Each name with its slot and its last use.
+    shared: HashMap<HostName, (usize, u64)>,
+    shared_names: Vec<HostName>,
+    /// Slots by last use.
+    by_use: BTreeMap<u64, usize>,
+    clock: u64,
+}
 
 impl NameTable {
     /// Pins an address for every exact name of the policy.
     pub(crate) fn new(policy: &Policy) -> Self {
-        let _ = policy;
-        Self {}
+        let mut state = State::default();
+        for rule in policy.rules() {
+            match &rule.host {
+                HostPattern::Below(_) => {}
+                HostPattern::Exact(name) => {
+                    state.pin(name);
+                }
+            }
+        }
+        Self {
+            policy: policy.clone(),
+            state: Mutex::new(state),
+        }
     }
 
     /// Returns the name that the address was handed out for.
     pub(crate) fn name_of(&self, address: Ipv4Addr) -> Option<HostName> {
-        let _ = (self, address);
-        None
+        let bits = address.to_bits();
+        let slot = usize::try_from((bits & 0xffff).checked_sub(FIRST)?).ok()?;
+        let state = self.lock();
+        match bits & 0xffff_0000 {
+            PINNED => state.pinned_names.get(slot).cloned(),
+            SHARED => state.shared_names.get(slot).cloned(),
+            _ => None,
+        }
     }
 
     /// Returns the address of the name, handing out one if it has none yet.
     ///
-    /// `None` if the quota of names is spent.
+    /// `None` if the quota of names under wildcards is spent.
     pub(crate) fn address_of(&self, name: &HostName) -> Option<Ipv4Addr> {
-        let _ = (self, name);
-        None
+        let mut state = self.lock();
+        if let Some(address) = state.pinned.get(name) {
+            return Some(*address);
+        }
+        if self.policy.lists(name).is_none() {
+            return Some(state.share(name));
+        }
+        if state.wildcard_names == WILDCARD_QUOTA {
+            return None;
+        }
+        let address = state.pin(name)?;
+        state.wildcard_names += 1;
+        Some(address)
+    }
+
+    /// A panic elsewhere leaves no half-done change here worth refusing to go on for.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn pin(&mut self, name: &HostName) -> Option<Ipv4Addr> {
+        if let Some(address) = self.pinned.get(name) {
+            return Some(*address);
+        }
+        let address = address(PINNED, self.pinned_names.len())?;
+        self.pinned.insert(name.clone(), address);
+        self.pinned_names.push(name.clone());
+        Some(address)
+    }
+
+    fn share(&mut self, name: &HostName) -> Ipv4Addr {
+        self.clock += 1;
+        let slot = match self.shared.get(name) {
+            Some((slot, used)) => {
+                self.by_use.remove(used);
+                *slot
+            }
+            None if self.shared_names.len() < SHARED_NAMES => {
+                self.shared_names.push(name.clone());
+                self.shared_names.len() - 1
+            }
+            None => {
+                let oldest = self.by_use.pop_first().map_or(0, |(_, slot)| slot);
+                if let Some(holder) = self.shared_names.get_mut(oldest) {
+                    self.shared.remove(holder);
+                    *holder = name.clone();
+                }
+                oldest
+            }
+        };
+        self.shared.insert(name.clone(), (slot, self.clock));
+        self.by_use.insert(self.clock, slot);
+        // There are fewer slots than host numbers.
+        address(SHARED, slot).unwrap_or(Ipv4Addr::from_bits(SHARED | LAST))
+    }
+}
+
+fn address(network: u32, slot: usize) -> Option<Ipv4Addr> {
+    let host = u32::try_from(slot).ok()?.checked_add(FIRST)?;
+    (host <= LAST).then(|| Ipv4Addr::from_bits(network | host))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use bottle_core::policy::Rule;
+    use proptest::prelude::{any, prop};
+    use proptest::{prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    fn name(text: &str) -> HostName {
+        text.parse().unwrap()
+    }
+
+    fn table(rules: &[&str]) -> NameTable {
+        let rules: Vec<Rule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        NameTable::new(&Policy::new(rules))
+    }
+
+    fn network(address: Ipv4Addr) -> [u8; 2] {
+        [address.octets()[0], address.octets()[1]]
+    }
+
+    #[test]
+    fn exact_names_are_pinned_from_the_start_and_the_gateway_is_not_handed_out() {
+        let table = table(&["a.test", "b.test:80", "b.test:443"]);
+        let [first, second] = ["a.test", "b.test"].map(|text| table.address_of(&name(text)));
+        assert_eq!(first, Some(Ipv4Addr::new(198, 18, 0, 2)));
+        assert_eq!(second, Some(Ipv4Addr::new(198, 18, 0, 3)));
+        assert_eq!(
+            table.name_of(Ipv4Addr::new(198, 18, 0, 3)),
+            Some(name("b.test"))
+        );
+        for free in [
+            [198, 18, 0, 0],
+            [198, 18, 0, 1],
+            [198, 18, 0, 4],
+            [198, 19, 0, 1],
+            [10, 0, 0, 2],
+        ] {
+            assert_eq!(table.name_of(free.into()), None);
+        }
+    }
+
+    #[test]
+    fn names_under_a_wildcard_have_a_quota_and_keep_their_address() {
+        let table = table(&["*.wild.test", "exact.test"]);
+        for index in 0..WILDCARD_QUOTA {
+            let address = table
+                .address_of(&name(&format!("n{index}.wild.test")))
+                .unwrap();
+            assert_eq!(network(address), [198, 18]);
+        }
+        assert_eq!(table.address_of(&name("one-more.wild.test")), None);
+        let old = table.address_of(&name("n7.wild.test")).unwrap();
+        assert_eq!(table.name_of(old), Some(name("n7.wild.test")));
+        assert!(table.address_of(&name("exact.test")).is_some());
+    }
+
+    #[test]
+    fn the_shared_address_unused_for_longest_is_handed_on() {
+        let table = table(&[]);
+        let nth = |index: usize| name(&format!("n{index}.unlisted.test"));
+        let first = table.address_of(&nth(0)).unwrap();
+        assert_eq!(network(first), [198, 19]);
+        let second = table.address_of(&nth(1)).unwrap();
+        for index in 2..SHARED_NAMES {
+            table.address_of(&nth(index));
+        }
+        assert_eq!(
+            table.address_of(&nth(0)),
+            Some(first),
+            "used again, so not the oldest"
+        );
+        assert_eq!(table.address_of(&nth(SHARED_NAMES)), Some(second));
+        assert_eq!(table.name_of(second), Some(nth(SHARED_NAMES)));
+        assert_eq!(table.name_of(first), Some(nth(0)));
+    }
+
+    proptest! {
+        /// The model is a list of names, the one unused for longest in front.
+        #[test]
+        fn both_directions_agree_with_a_list(
+            asked in prop::collection::vec((any::<bool>(), 0..SHARED_NAMES + 40), 1..200),
+            is_full in any::<bool>(),
+        ) {
+            let table = table(&["*.listed.test"]);
+            let mut model = VecDeque::new();
+            let mut use_name = |name: HostName| {
+                let address = table.address_of(&name).unwrap();
+                model.retain(|(known, _)| *known != name);
+                model.retain(|(_, old)| *old != address);
+                model.push_back((name, address));
+                (address, model.len())
+            };
+            if is_full {
+                for index in 0..SHARED_NAMES {
+                    use_name(name(&format!("fill{index}.test")));
+                }
+            }
+            for (is_listed, index) in asked {
+                if is_listed {
+                    let name = name(&format!("n{index}.listed.test"));
+                    let address = table.address_of(&name).unwrap();
+                    prop_assert_eq!(network(address), [198, 18]);
+                    prop_assert_eq!(table.name_of(address), Some(name));
+                } else {
+                    let (_, len) = use_name(name(&format!("n{index}.test")));
+                    prop_assert!(len <= SHARED_NAMES);
+                    prop_assert!(!is_full || len == SHARED_NAMES);
+                }
+            }
+            for (name, address) in model {
+                prop_assert_eq!(table.name_of(address), Some(name));
+            }
+        }
     }
 }
