@@ -1,0 +1,336 @@
+//! Carries one judged request to its upstream: the body scanned on the way, the answer relayed.
+//!
+//! ```text
+//! guest ─► scan ─┬─ short: held whole ────────────────► dial, send
+//!                └─ long: dial, send ◄─ released chunks ─ pump (holds back what may be a secret)
+//! ```
+
+use std::time::Duration;
+
+use bottle_core::policy::Reason;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap};
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::body::{Body, BodyError, Held, Pumped, Relayed};
+use crate::denial::Refusal;
+use crate::ledger::{Ledger, Seen};
+use crate::request;
+use crate::scan::{BodyScan, ScanRefusal, Scanner};
+use crate::upstream::Upstream;
+
+/// A body was refused while it streamed; the event with this id says so.
+pub(crate) struct Found {
+    pub(crate) refusal: Refusal,
+    pub(crate) event: String,
+}
+
+/// What a request is carried with.
+pub(crate) struct Carrier<'a> {
+    pub(crate) scanner: &'a Arc<Scanner>,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) upstream: &'a Upstream,
+    /// The rule that allows it, as written.
+    pub(crate) rule: String,
+}
+
+impl Carrier<'_> {
+    /// Sends the request whose head was judged, and returns the answer or the explained refusal.
+    pub(crate) async fn carry(
+        self,
+        seen: Seen,
+        mut parts: Parts,
+        body: Incoming,
+    ) -> Response<Body> {
+        let (body, found) = match self.body(&seen, &parts, body).await {
+            Ok(ready) => ready,
+            Err(refusal) => return self.deny(&seen, refusal),
+        };
+        request::rewrite(&mut parts);
+        if body.size_hint().exact().is_none() {
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        self.send(seen, Request::from_parts(parts, body), found)
+            .await
+    }
+
+    fn deny(&self, seen: &Seen, refusal: Refusal) -> Response<Body> {
+        let refusal = refusal.under(&self.rule);
+        let event = self.ledger.refused(seen, &refusal);
+        refusal.response(&event)
+    }
+
+    async fn send(
+        &self,
+        seen: Seen,
+        request: Request<Body>,
+        mut found: Option<oneshot::Receiver<Found>>,
+    ) -> Response<Body> {
+        let mut allowed = self.ledger.allowed(seen.clone(), self.rule.clone());
+        let sending = self.upstream.send(request);
+        let sent = match &mut found {
+            None => sending.await,
+            Some(found) => {
+                tokio::pin!(sending);
+                tokio::select! {
+                    biased;
+                    Ok(found) = &mut *found => {
+                        allowed.withdraw();
+                        return found.refusal.response(&found.event);
+                    }
+                    sent = &mut sending => sent,
+                }
+            }
+        };
+        match sent {
+            Ok((address, answer)) => {
+                allowed.dialled = Some(address);
+                allowed.status = Some(answer.status().as_u16());
+                let (mut parts, answer) = answer.into_parts();
+                request::strip_hop_by_hop(&mut parts.headers);
+                // An offer of another way to the host, which a bottle does not have.
+                parts.headers.remove("alt-svc");
+                let relayed = Relayed {
+                    answer,
+                    refused: found,
+                };
+                Response::from_parts(parts, relayed.boxed_unsync())
+            }
+            Err(error) => {
+                allowed.withdraw();
+                // An aborted body looks like a broken upstream; the finding says what it was.
+                if let Some(Ok(found)) = found.as_mut().map(oneshot::Receiver::try_recv) {
+                    return found.refusal.response(&found.event);
+                }
+                self.deny(&seen, error.refusal())
+            }
+        }
+    }
+
+    /// Reads a short body to its end; starts the pump for any other.
+    async fn body(
+        &self,
+        seen: &Seen,
+        parts: &Parts,
+        mut body: Incoming,
+    ) -> Result<(Body, Option<oneshot::Receiver<Found>>), Refusal> {
+        if body.is_end_stream() {
+            return Ok((Held::new([], None).boxed_unsync(), None));
+        }
+        let mut scan = self.scanner.stream(request::encoding(&parts.headers)?);
+        let length = body.size_hint().exact();
+        let patience = match length {
+            Some(length) if length <= HELD_WHOLE => SHORT_BODY_TIMEOUT,
+            Some(_) => Duration::ZERO,
+            None => UNKNOWN_LENGTH_PATIENCE,
+        };
+        let deadline = Instant::now() + patience;
+        let mut ready = Vec::new();
+        let mut count = 0;
+        while patience > Duration::ZERO && count <= HELD_WHOLE {
+            let Ok(frame) = timeout_at(deadline, body.frame()).await else {
+                break;
+            };
+            let trailers = match frame {
+                None => None,
+                Some(Err(_)) => {
+                    return Err(Refusal::new(
+                        Reason::BadRequest,
+                        "the request body broke off",
+                    ));
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        count += data.len() as u64;
+                        ready.extend(scan.push(data).map_err(|r| refused_body(&r))?);
+                        continue;
+                    }
+                    Err(frame) => frame.into_trailers().ok(),
+                },
+            };
+            if let Some(trailers) = &trailers {
+                scan_trailers(self.scanner, trailers)?;
+            }
+            ready.extend(scan.finish().map_err(|r| refused_body(&r))?);
+            return Ok((Held::new(ready, trailers).boxed_unsync(), None));
+        }
+        if length.is_some_and(|length| length <= HELD_WHOLE) {
+            return Err(Refusal::new(
+                Reason::LimitReached,
+                "the request body did not arrive in time",
+            ));
+        }
+        let (frames, receiver) = mpsc::channel(1);
+        let (found, finding) = oneshot::channel();
+        let pump = Pump {
+            scanner: Arc::clone(self.scanner),
+            ledger: self.ledger.clone(),
+            seen: seen.clone(),
+            rule: self.rule.clone(),
+            scan,
+            body,
+            frames,
+        };
+        tokio::spawn(pump.run(ready, found));
+        let pumped = Pumped {
+            frames: receiver,
+            length,
+        };
+        Ok((pumped.boxed_unsync(), Some(finding)))
+    }
+}
+
+/// Reads a long body from the guest, scans it, and releases it to the upstream, a chunk at a time.
+struct Pump {
+    scanner: Arc<Scanner>,
+    ledger: Ledger,
+    seen: Seen,
+    rule: String,
+    scan: BodyScan,
+    body: Incoming,
+    frames: mpsc::Sender<Result<Frame<Bytes>, BodyError>>,
+}
+
+/// How a pump ended.
+enum Pumping {
+    /// The whole body went out, or one of the two sides went away.
+    Done,
+    /// Nobody wants the rest of the body.
+    Unwanted,
+    Refused(Refusal),
+}
+
+impl Pump {
+    async fn run(mut self, ready: Vec<Bytes>, found: oneshot::Sender<Found>) {
+        match self.pump(ready).await {
+            Pumping::Done => return,
+            Pumping::Unwanted => {}
+            Pumping::Refused(refusal) => {
+                let refusal = refusal.under(&self.rule);
+                let event = self.ledger.refused(&self.seen, &refusal);
+                // First the word, then the abort, so that whoever sees the abort finds the word.
+                let _ = found.send(Found { refusal, event });
+                let _ = self.frames.send(Err(BodyError::Aborted)).await;
+            }
+        }
+        // A guest that is still writing reads its answer only if nobody slams the door.
+        drop(self.frames);
+        drain(self.body, MAX_DRAINED).await;
+    }
+
+    async fn pump(&mut self, ready: Vec<Bytes>) -> Pumping {
+        if !self.release(ready).await {
+            return Pumping::Unwanted;
+        }
+        let trailers = loop {
+            let frame = tokio::select! {
+                frame = self.body.frame() => frame,
+                () = self.frames.closed() => return Pumping::Unwanted,
+            };
+            match frame {
+                None => break None,
+                Some(Err(_)) => {
+                    let _ = self.frames.send(Err(BodyError::Aborted)).await;
+                    return Pumping::Done;
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => match self.scan.push(data) {
+                        Ok(ready) => {
+                            if !self.release(ready).await {
+                                return Pumping::Unwanted;
+                            }
+                        }
+                        Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
+                    },
+                    Err(frame) => break frame.into_trailers().ok(),
+                },
+            }
+        };
+        if let Some(trailers) = &trailers
+            && let Err(refusal) = scan_trailers(&self.scanner, trailers)
+        {
+            return Pumping::Refused(refusal);
+        }
+        let last = self.scanner.stream(crate::scan::ContentEncoding::Identity);
+        match std::mem::replace(&mut self.scan, last).finish() {
+            Ok(ready) => {
+                self.release(ready).await;
+            }
+            Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
+        }
+        if let Some(trailers) = trailers {
+            let _ = self.frames.send(Ok(Frame::trailers(trailers))).await;
+        }
+        Pumping::Done
+    }
+
+    /// Hands chunks to the upstream as fast as it takes them; says whether it wants more.
+    async fn release(&self, ready: Vec<Bytes>) -> bool {
+        for chunk in ready {
+            if !chunk.is_empty() && self.frames.send(Ok(Frame::data(chunk))).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Reads and forgets the rest of a refused request, within limits, so that the connection stays
+/// usable or at least its last answer readable.
+pub(crate) async fn drain(mut body: Incoming, most: u64) {
+    let mut left = most;
+    let _ = timeout(DRAIN_TIMEOUT, async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let count = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match left.checked_sub(count) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    })
+    .await;
+}
+
+/// Reads and forgets a short body; a guest that waits for `100 Continue` is not made to send it.
+pub(crate) async fn drain_short(headers: &HeaderMap, body: Incoming) {
+    let short = body
+        .size_hint()
+        .upper()
+        .is_none_or(|most| most <= HELD_WHOLE);
+    if short && !body.is_end_stream() && !headers.contains_key(EXPECT) {
+        drain(body, HELD_WHOLE).await;
+    }
+}
+
+fn refused_body(refusal: &ScanRefusal) -> Refusal {
+    let reason = match refusal {
+        ScanRefusal::Secret(_) => Reason::SecretFound,
+        ScanRefusal::Bomb | ScanRefusal::Undecodable => Reason::BadRequest,
+    };
+    Refusal::new(reason, refusal.to_string())
+}
+
+fn scan_trailers(scanner: &Arc<Scanner>, trailers: &HeaderMap) -> Result<(), Refusal> {
+    match request::headers(scanner, trailers) {
+        None => Ok(()),
+        Some(finding) => Err(Refusal::new(
+            Reason::SecretFound,
+            format!("request trailer contains secret: {}", finding.name),
+        )),
+    }
+}
+
+/// Bodies up to this length are read to their end before anything is dialled.
+const HELD_WHOLE: u64 = 64 << 10;
+const SHORT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a body of unknown length may take to end before it counts as a stream.
+const UNKNOWN_LENGTH_PATIENCE: Duration = Duration::from_millis(50);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_DRAINED: u64 = 64 << 20;

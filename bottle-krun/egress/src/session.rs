@@ -1,0 +1,237 @@
+//! One HTTP connection of the guest: every request on it is judged anew.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bottle_core::policy::{HostName, Reason, Verdict};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+
+use crate::body::Body;
+use crate::denial::Refusal;
+use crate::forward::{Carrier, drain_short};
+use crate::ledger::Seen;
+use crate::request::{self, Scheme, WITHHELD};
+use crate::shared::Shared;
+use crate::sniff::Duplex;
+use crate::upstream::Upstream;
+
+/// Where a flow goes, as far as the guest said.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Target {
+    Name(HostName),
+    Address(IpAddr),
+}
+
+impl Target {
+    /// Returns the target as text that may be recorded.
+    pub(crate) fn shown(&self, shared: &Shared) -> String {
+        match self {
+            Self::Address(address) => address.to_string(),
+            Self::Name(name) => match shared.scanner.scan_text(name.as_str().as_bytes()) {
+                None => name.to_string(),
+                Some(_) => WITHHELD.to_owned(),
+            },
+        }
+    }
+}
+
+/// What the requests of a connection meet.
+pub(crate) enum Mode {
+    /// They are judged.
+    Open(Upstream),
+    /// All of them are refused, for this.
+    Refused(Refusal),
+}
+
+/// One connection, or what one connection of the explicit proxy has to do with one host.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    target: Target,
+    port: u16,
+    scheme: Scheme,
+    mode: Mode,
+    answered: AtomicBool,
+}
+
+impl Session {
+    /// Prepares a connection whose flow was judged.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        target: Target,
+        port: u16,
+        scheme: Scheme,
+        verdict: Result<(), Refusal>,
+    ) -> Self {
+        let mode = match (verdict, &target) {
+            (Ok(()), Target::Name(name)) => Mode::Open(Upstream::new(
+                Arc::clone(&shared.dialer),
+                name.clone(),
+                port,
+                scheme,
+            )),
+            (Ok(()), Target::Address(address)) => Mode::Refused(literal(*address)),
+            (Err(refusal), _) => Mode::Refused(refusal),
+        };
+        Self {
+            shared: Arc::clone(shared),
+            target,
+            port,
+            scheme,
+            mode,
+            answered: AtomicBool::new(false),
+        }
+    }
+
+    /// Speaks HTTP/1.1 to the connection's end.
+    pub(crate) async fn serve_http1(self: Arc<Self>, stream: impl Duplex + 'static) {
+        let session = Arc::clone(&self);
+        let service = service_fn(move |request| {
+            let session = Arc::clone(&session);
+            async move { Ok::<_, Infallible>(session.answer(request).await) }
+        });
+        let served = http1_builder()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        self.ended(served);
+    }
+
+    /// Speaks HTTP/2 to the connection's end.
+    pub(crate) async fn serve_http2(self: Arc<Self>, stream: impl Duplex + 'static) {
+        let session = Arc::clone(&self);
+        let service = service_fn(move |request| {
+            let session = Arc::clone(&session);
+            async move { Ok::<_, Infallible>(session.answer(request).await) }
+        });
+        let served = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            // One stalled stream never holds more than its own share of the connection's window.
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAM_WINDOW * MAX_STREAMS)
+            .max_frame_size(FRAME_SIZE)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEADERS)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        self.ended(served);
+    }
+
+    /// Records what the connection's end says.
+    fn ended(&self, served: Result<(), hyper::Error>) {
+        if let Err(error) = served {
+            if error.is_parse() {
+                let refusal = Refusal::new(
+                    Reason::BadRequest,
+                    format!("the request is not well-formed HTTP: {error}"),
+                );
+                self.refuse_flow(&refusal);
+                return;
+            }
+            tracing::debug!(%error, "guest connection ended");
+        }
+        if let Mode::Refused(refusal) = &self.mode
+            && !self.answered.load(Ordering::Relaxed)
+        {
+            self.refuse_flow(refusal);
+        }
+    }
+
+    fn refuse_flow(&self, refusal: &Refusal) {
+        self.shared.refuse_flow(&self.target, self.port, refusal);
+    }
+
+    /// Answers one request.
+    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        self.answered.store(true, Ordering::Relaxed);
+        let (parts, body) = request.into_parts();
+        let shared = &self.shared;
+        let host = self.target.shown(shared);
+        let seen = request::describe(&shared.scanner, host, self.port, &parts);
+        let (rule, name, upstream) = match self.judge(&parts) {
+            Ok(judged) => judged,
+            Err(refusal) => {
+                drain_short(&parts.headers, body).await;
+                return deny(shared, &seen, &refusal);
+            }
+        };
+        if let Err(refusal) = request::judge(&shared.scanner, &parts, name, self.port, self.scheme)
+        {
+            drain_short(&parts.headers, body).await;
+            return deny(shared, &seen, &refusal.under(&rule));
+        }
+        let carrier = Carrier {
+            scanner: &shared.scanner,
+            ledger: &shared.ledger,
+            upstream,
+            rule,
+        };
+        carrier.carry(seen, parts, body).await
+    }
+
+    /// Finds the rule for this request; the connection's own verdict is not enough.
+    fn judge(
+        &self,
+        parts: &http::request::Parts,
+    ) -> Result<(String, &HostName, &Upstream), Refusal> {
+        let (upstream, name) = match (&self.mode, &self.target) {
+            (Mode::Open(upstream), Target::Name(name)) => (upstream, name),
+            (Mode::Open(_), Target::Address(address)) => return Err(literal(*address)),
+            (Mode::Refused(refusal), _) => {
+                // A secret on its way to a refused host is the graver finding.
+                request::secrets(&self.shared.scanner, parts)?;
+                return Err(refusal.clone());
+            }
+        };
+        match self.shared.policy.decide(name, self.port) {
+            Verdict::Allow(rule) => Ok((rule.to_string(), name, upstream)),
+            Verdict::Refuse(reason) => Err(Refusal::unlisted(reason, name, self.port)),
+        }
+    }
+}
+
+/// Records a refusal and explains it.
+pub(crate) fn deny(shared: &Shared, seen: &Seen, refusal: &Refusal) -> Response<Body> {
+    let event = shared.ledger.refused(seen, refusal);
+    refusal.response(&event)
+}
+
+/// The refusal of an address in place of a name.
+pub(crate) fn literal(address: IpAddr) -> Refusal {
+    Refusal::new(
+        Reason::IpLiteral,
+        format!("{address} is an address; only names can be allowed"),
+    )
+}
+
+/// HTTP/1.1 towards the guest, with the limits that hold everywhere.
+pub(crate) fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .half_close(true)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADER_COUNT)
+        .max_header_size(MAX_HEADERS as usize)
+        .max_buf_size(MAX_BUFFER);
+    builder
+}
+
+/// How long a guest may take for a head, and how long a kept connection may idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const MAX_STREAMS: u32 = 128;
+const STREAM_WINDOW: u32 = 256 << 10;
+const FRAME_SIZE: u32 = 64 << 10;
+const SEND_BUFFER: usize = 256 << 10;
+const MAX_HEADERS: u32 = 64 << 10;
+const MAX_HEADER_COUNT: usize = 128;
+const MAX_BUFFER: usize = 256 << 10;

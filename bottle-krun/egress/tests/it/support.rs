@@ -1,0 +1,588 @@
+//! Origins with a CA of the test's own, a guest's side of the gateway, and the events in between.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bottle_core::event::{EventSink, Happening};
+use bottle_core::policy::{Policy, Reason};
+use bottle_core::secret::Secret;
+use bottle_core::spec::Resolve;
+use bottle_egress::{Egress, EgressConfig, GATEWAY, PROXY_PORT};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Fails a test that waits for what does not come.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(30), future)
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen within 30 s"))
+}
+
+/// Waits until a condition holds.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    soon(what, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// A GitHub token with a right checksum, made at run time so that none stands in the tree.
+pub(crate) fn github_token() -> String {
+    let random = "0123456789abcdefghijklmnopqrst";
+    let mut crc = u32::MAX;
+    for byte in random.bytes() {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 {
+                crc >> 1 ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            };
+        }
+    }
+    let mut crc = !crc;
+    let digits = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut sum = [b'0'; 6];
+    for place in sum.iter_mut().rev() {
+        *place = digits[(crc % 62) as usize];
+        crc /= 62;
+    }
+    format!(
+        "{}{random}{}",
+        ["gh", "p_"].concat(),
+        String::from_utf8_lossy(&sum)
+    )
+}
+
+/// Collects events.
+#[derive(Debug, Default)]
+pub(crate) struct Events(Mutex<Vec<Happening>>);
+
+impl EventSink for Events {
+    fn record(&self, what: Happening) {
+        self.0.lock().unwrap().push(what);
+    }
+}
+
+impl Events {
+    pub(crate) fn all(&self) -> Vec<Happening> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Returns reason, host and detail of every refusal.
+    pub(crate) fn refusals(&self) -> Vec<(Reason, String, String)> {
+        self.all()
+            .into_iter()
+            .filter_map(|event| match event {
+                Happening::Refused {
+                    reason,
+                    host,
+                    detail,
+                    ..
+                } => Some((reason, host, detail)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Returns host, path and status of every permission.
+    pub(crate) fn allowed(&self) -> Vec<(String, Option<String>, Option<u16>)> {
+        self.all()
+            .into_iter()
+            .filter_map(|event| match event {
+                Happening::Allowed {
+                    host, path, status, ..
+                } => Some((host, path, status)),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// The CA of the test's own servers.
+pub(crate) struct TestCa {
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) pem: String,
+}
+
+impl TestCa {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test origin CA");
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
+    }
+
+    fn server_config(&self, name: &str, alpn: &[&str]) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec![name.to_owned()])
+            .unwrap()
+            .signed_by(&key, &self.issuer)
+            .unwrap()
+            .der()
+            .clone();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf], key)
+            .unwrap();
+        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        Arc::new(config)
+    }
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrived {
+    pub(crate) line: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// What an origin has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) connections: AtomicUsize,
+    /// Bytes of streamed request bodies so far.
+    pub(crate) received: AtomicUsize,
+    /// Request bodies that broke off.
+    pub(crate) broken: AtomicUsize,
+    pub(crate) requests: Mutex<Vec<Arrived>>,
+}
+
+impl Log {
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Arrived> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+/// A server on loopback.
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
+    pub(crate) log: Arc<Log>,
+}
+
+impl Origin {
+    /// Serves TLS with these protocols.
+    pub(crate) async fn tls(ca: &TestCa, name: &str, alpn: &[&str]) -> Self {
+        Self::start(Some(ca.server_config(name, alpn))).await
+    }
+
+    /// Serves plain HTTP/1.1.
+    pub(crate) async fn plain() -> Self {
+        Self::start(None).await
+    }
+
+    async fn start(tls: Option<Arc<ServerConfig>>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let log = Arc::new(Log::default());
+        let seen = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                seen.connections.fetch_add(1, Ordering::SeqCst);
+                let (log, tls) = (Arc::clone(&seen), tls.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| serve(Arc::clone(&log), request));
+                    let Some(tls) = tls else {
+                        let _ = hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(tcp), service)
+                            .await;
+                        return;
+                    };
+                    let Ok(stream) = TlsAcceptor::from(tls).accept(tcp).await else {
+                        return;
+                    };
+                    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                    } else {
+                        let _ = hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                    }
+                });
+            }
+        });
+        Self { address, log }
+    }
+}
+
+async fn serve(
+    log: Arc<Log>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, std::io::Error> {
+    let line = format!(
+        "{} {}",
+        request.method(),
+        request.uri().path_and_query().unwrap()
+    );
+    let path = request.uri().path().to_owned();
+    let (parts, mut body) = request.into_parts();
+    match path.as_str() {
+        // Reads a megabyte, then nothing more, and never answers.
+        "/stall" => {
+            while log.received.load(Ordering::SeqCst) < 1 << 20 {
+                let Some(Ok(frame)) = body.frame().await else {
+                    break;
+                };
+                let count = frame.data_ref().map_or(0, Bytes::len);
+                log.received.fetch_add(count, Ordering::SeqCst);
+            }
+            std::future::pending::<()>().await;
+        }
+        "/early" => {
+            let mut response = Response::new(text("no more"));
+            *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+            return Ok(response);
+        }
+        "/reset" => return Err(std::io::Error::other("as asked")),
+        "/big" => {
+            let chunk = Bytes::from(vec![b'x'; 64 << 10]);
+            let frames =
+                stream::iter((0..BIG / (64 << 10)).map(move |_| Ok(Frame::data(chunk.clone()))));
+            return Ok(Response::new(StreamBody::new(frames).boxed_unsync()));
+        }
+        "/count" => {
+            let mut count = 0;
+            loop {
+                match body.frame().await {
+                    None => break,
+                    Some(Ok(frame)) => {
+                        let more = frame.data_ref().map_or(0, Bytes::len);
+                        count += more;
+                        log.received.fetch_add(more, Ordering::SeqCst);
+                    }
+                    Some(Err(error)) => {
+                        log.broken.fetch_add(1, Ordering::SeqCst);
+                        return Err(std::io::Error::other(error));
+                    }
+                }
+            }
+            return Ok(Response::new(text(&count.to_string())));
+        }
+        // Answers at once and echoes what comes as it comes.
+        "/echo" => {
+            let frames = stream::unfold(body, |mut body| async move {
+                let frame = body.frame().await?.ok()?;
+                Some((Ok(frame), body))
+            });
+            return Ok(Response::new(StreamBody::new(frames).boxed_unsync()));
+        }
+        _ => {}
+    }
+    let collected = body.collect().await.map_err(std::io::Error::other)?;
+    let trailers = collected.trailers().cloned();
+    log.requests.lock().unwrap().push(Arrived {
+        line,
+        headers: parts.headers,
+        body: collected.to_bytes(),
+        trailers,
+    });
+    Ok(Response::builder()
+        .header("x-origin", "yes")
+        .header("alt-svc", "h3=\":443\"")
+        .body(text("hello"))
+        .unwrap())
+}
+
+/// The length of `/big`.
+pub(crate) const BIG: usize = 200 << 20;
+
+pub(crate) fn text(text: &str) -> Body {
+    Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync()
+}
+
+pub(crate) fn empty() -> Body {
+    Empty::new().boxed_unsync()
+}
+
+/// A body of these chunks, its length not said beforehand.
+pub(crate) fn chunks<S: Into<Bytes>>(chunks: impl IntoIterator<Item = S>) -> Body {
+    let frames: Vec<_> = chunks
+        .into_iter()
+        .map(|chunk| Ok(Frame::data(chunk.into())))
+        .collect();
+    StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+/// The gateway of one bottle.
+pub(crate) struct Gateway {
+    pub(crate) egress: Egress,
+    pub(crate) events: Arc<Events>,
+}
+
+impl Gateway {
+    /// `allow` as the flag; `resolve` as name, port and where to dial.
+    pub(crate) fn new(ca: &TestCa, allow: &[&str], resolve: &[(&str, u16, SocketAddr)]) -> Self {
+        Self::with_secrets(ca, allow, resolve, Vec::new())
+    }
+
+    pub(crate) fn with_secrets(
+        ca: &TestCa,
+        allow: &[&str],
+        resolve: &[(&str, u16, SocketAddr)],
+        known_values: Vec<Secret>,
+    ) -> Self {
+        let events = Arc::new(Events::default());
+        let egress = Egress::new(EgressConfig {
+            bottle: "web".to_owned(),
+            policy: Policy::new(allow.iter().map(|rule| rule.parse().unwrap())),
+            resolve: resolve
+                .iter()
+                .map(|(host, port, address)| Resolve {
+                    host: host.parse().unwrap(),
+                    port: *port,
+                    address: address.ip(),
+                    dial_port: address.port(),
+                })
+                .collect(),
+            upstream_roots: vec![ca.pem.clone()],
+            known_values,
+            events: Arc::<Events>::clone(&events),
+        })
+        .unwrap();
+        Self { egress, events }
+    }
+
+    /// Opens a captured connection to a destination.
+    pub(crate) fn open(&self, destination: SocketAddr) -> DuplexStream {
+        let (guest, ours) = duplex(64 << 10);
+        let egress = self.egress.clone();
+        tokio::spawn(async move { egress.serve(destination, ours).await });
+        guest
+    }
+
+    /// Opens a connection to the explicit proxy.
+    pub(crate) fn proxy(&self) -> DuplexStream {
+        self.open(SocketAddr::new(GATEWAY, PROXY_PORT))
+    }
+
+    /// Opens a tunnel through the explicit proxy; the head of a refusal is the error.
+    pub(crate) async fn tunnel(&self, authority: &str) -> Result<DuplexStream, String> {
+        let mut stream = self.proxy();
+        let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(
+                soon("an answer to CONNECT", stream.read_u8())
+                    .await
+                    .unwrap(),
+            );
+        }
+        if answer.starts_with(b"HTTP/1.1 200") {
+            Ok(stream)
+        } else {
+            Err(String::from_utf8_lossy(&answer).into_owned())
+        }
+    }
+
+    /// Asks the DNS filter for a name's address, as the guest's stub does.
+    pub(crate) fn address_of(&self, name: &str) -> IpAddr {
+        let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            query.push(u8::try_from(label.len()).unwrap());
+            query.extend(label.as_bytes());
+        }
+        query.extend([0, 0, 1, 0, 1]);
+        let answer = self.egress.answer(&query).unwrap();
+        assert!(answer.len() > query.len(), "no address for {name}");
+        let last = answer.last_chunk::<4>().unwrap();
+        IpAddr::V4(Ipv4Addr::from(*last))
+    }
+
+    /// Opens a TLS connection through the proxy, under the name in `authority`.
+    pub(crate) async fn https(&self, authority: &str, alpn: &[&str]) -> TlsStream<DuplexStream> {
+        let name = authority.split(':').next().unwrap().to_owned();
+        let stream = self.tunnel(authority).await.unwrap();
+        self.tls(stream, &name, alpn).await.unwrap()
+    }
+
+    /// Does the guest's side of TLS, trusting the bottle's CA alone.
+    pub(crate) async fn tls(
+        &self,
+        stream: DuplexStream,
+        sni: &str,
+        alpn: &[&str],
+    ) -> std::io::Result<TlsStream<DuplexStream>> {
+        let mut roots = RootCertStore::empty();
+        let pem = self.egress.ca_pem();
+        roots
+            .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+            .unwrap();
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        let name = ServerName::try_from(sni.to_owned()).unwrap();
+        soon(
+            "the TLS handshake",
+            TlsConnector::from(Arc::new(config)).connect(name, stream),
+        )
+        .await
+    }
+
+    /// Opens HTTP/1.1 inside TLS through the proxy.
+    pub(crate) async fn http1(&self, authority: &str) -> http1::SendRequest<Body> {
+        http1_on(self.https(authority, &["http/1.1"]).await).await
+    }
+
+    /// Opens HTTP/2 inside TLS through the proxy.
+    pub(crate) async fn http2(&self, authority: &str) -> http2::SendRequest<Body> {
+        let stream = self.https(authority, &["h2"]).await;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+}
+
+/// Speaks HTTP/1.1 on a stream.
+pub(crate) async fn http1_on<S>(stream: S) -> http1::SendRequest<Body>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// A request as an HTTP/1.1 client writes it.
+pub(crate) fn request(method: &str, host: &str, target: &str, body: Body) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(target)
+        .header("host", host)
+        .body(body)
+        .unwrap()
+}
+
+/// A request as an HTTP/2 client writes it.
+pub(crate) fn request2(method: &str, host: &str, target: &str, body: Body) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(format!("https://{host}{target}"))
+        .body(body)
+        .unwrap()
+}
+
+/// Status, headers and body of an answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// Returns a field of an explained refusal.
+    pub(crate) fn problem(&self, field: &str) -> String {
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_else(|_| {
+            panic!(
+                "{} is no explained refusal: {}",
+                self.status,
+                String::from_utf8_lossy(&self.body)
+            )
+        });
+        problem[field].as_str().unwrap_or_default().to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, reason: &str, detail: &str) {
+        assert_eq!(self.status, 403, "{}", String::from_utf8_lossy(&self.body));
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(self.problem("reason"), reason);
+        assert_eq!(self.problem("detail"), detail);
+        assert_eq!(self.problem("event").len(), 8);
+    }
+}
+
+/// Sends on HTTP/1.1 and reads the whole answer.
+pub(crate) async fn send1(sender: &mut http1::SendRequest<Body>, request: Request<Body>) -> Answer {
+    soon("readiness for a request", sender.ready())
+        .await
+        .unwrap();
+    read(
+        soon("an answer", sender.send_request(request))
+            .await
+            .unwrap(),
+    )
+    .await
+}
+
+/// Sends on HTTP/2 and reads the whole answer.
+pub(crate) async fn send2(sender: &mut http2::SendRequest<Body>, request: Request<Body>) -> Answer {
+    soon("readiness for a request", sender.ready())
+        .await
+        .unwrap();
+    read(
+        soon("an answer", sender.send_request(request))
+            .await
+            .unwrap(),
+    )
+    .await
+}
+
+pub(crate) async fn read(answer: Response<Incoming>) -> Answer {
+    let (parts, body) = answer.into_parts();
+    let body = soon("the answer's end", body.collect()).await.unwrap();
+    Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: body.to_bytes(),
+    }
+}
+
+/// A body whose length is known from its start.
+pub(crate) fn sized(parts: &[Bytes]) -> Body {
+    Full::new(Bytes::from(parts.concat())).boxed_unsync()
+}
