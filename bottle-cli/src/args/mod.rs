@@ -1,0 +1,65 @@
+//! The command line as it is written; the comments are its help.
+
+mod doctor;
+mod start;
+mod values;
+
+use std::ffi::OsString;
+
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub(crate) use self::doctor::DoctorArgs;
+pub(crate) use self::start::StartArgs;
+pub(crate) use self::values::{EnvArg, SecretRef};
+use crate::exit;
+use crate::progress::Verbosity;
+
+/// Run a program in a microVM of its own, with a gateway as its only way out
+#[derive(Debug, Parser)]
+#[command(name = "bottle", version, after_help = exit::HELP, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Use this backend
+    #[arg(long, global = true, value_name = "NAME", default_value = "krun")]
+    pub(crate) backend: String,
+    /// Say more: every stage of a start, and how it ended
+    #[arg(short, long, global = true, action = ArgAction::SetTrue, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Say nothing but errors
+    #[arg(short, long, global = true, action = ArgAction::SetTrue)]
+    quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a bottle, run a command in it, and remove it when the command ends
+    Start(Box<StartArgs>),
+    /// Say what this host has, what it lacks, and how to get it
+    Doctor(DoctorArgs),
+}
+
+impl Args {
+    /// Parses a command line; an error may also be a request for help.
+    pub(crate) fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        columns: Option<usize>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        if let Some(columns) = columns {
+            command = command.term_width(columns);
+        }
+        let mut matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+
+    /// Returns how much is to be said.
+    pub(crate) fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
+}

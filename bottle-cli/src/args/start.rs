@@ -1,0 +1,61 @@
+//! `bottle start`.
+
+use std::path::PathBuf;
+
+use bottle_core::id::BottleId;
+use bottle_core::policy::Rule;
+use bottle_core::spec::{ImageSource, Resolve, UserName};
+use bottle_core::units::{MiB, Vcpus};
+use clap::Args;
+
+use super::{EnvArg, SecretRef};
+
+/// Flags of `start`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Standard input, output and error are the command's. Its status becomes the exit status.
+Control-C goes to the command; a second one within 2 s, or SIGTERM, stops the bottle.")]
+pub(crate) struct StartArgs {
+    /// Boot this OCI image layout
+    #[arg(long, value_name = "oci:DIR[:TAG]")]
+    pub(crate) image: Option<ImageSource>,
+    /// Name the bottle, `a-z`, `0-9` and `-` (default: made up)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<BottleId>,
+    /// Let it reach this host, or with `*.` all hosts below it, on port 443 or PORT; it can reach
+    /// nothing else (can be repeated)
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) allow: Vec<Rule>,
+    /// Set a variable, or take it over from here if it is set (can be repeated)
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<EnvArg>,
+    /// Refuse requests in which this value stands, in any encoding; it is named here by where it
+    /// is found (can be repeated)
+    #[arg(long, value_name = "env:NAME|file:PATH")]
+    pub(crate) secret: Vec<SecretRef>,
+    /// Run as this user of the image (default: the image's)
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<UserName>,
+    /// Give it this many virtual CPUs (default: 1)
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<Vcpus>,
+    /// Give it this much memory (default: 1g)
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<MiB>,
+    /// Also trust the CA certificates of this PEM file for the hosts it reaches (can be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) upstream_ca: Vec<PathBuf>,
+    /// Connect to ADDR for this host and port, even if the address is a private one, instead of
+    /// asking DNS (can be repeated)
+    #[arg(long, value_name = "HOST:PORT:ADDR[:PORT]")]
+    pub(crate) resolve: Vec<Resolve>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the plan as JSON
+    #[arg(long, requires = "dry_run")]
+    pub(crate) json: bool,
+    /// Run this command (default: the image's)
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}

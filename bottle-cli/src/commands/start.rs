@@ -1,0 +1,228 @@
+//! `bottle start`: plan, start, session, removal.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Context, Error, anyhow};
+use bottle_core::backend::Plan;
+use bottle_core::event::{Event, Happening};
+use bottle_core::policy::Policy;
+use bottle_core::secret::{MIN_SECRET_LEN, Secret};
+use bottle_core::spec::{Env, Spec};
+use bottle_core::text::EscapedUpTo;
+use serde_json::json;
+
+use super::unprintable;
+use crate::args::{Args, EnvArg, SecretRef, StartArgs};
+use crate::exit::Status;
+use crate::failure::Failure;
+use crate::host::Host;
+use crate::names;
+use crate::printer::Printer;
+use crate::progress::{Progress, Verbosity};
+use crate::session::Session;
+
+/// The longest line of a plan, in characters.
+const MAX_LINE: usize = 1024;
+
+/// The most bytes of a file that a flag names.
+const MAX_FILE: u64 = 1 << 20;
+
+pub(super) async fn run(
+    args: &Args,
+    start: &StartArgs,
+    host: &mut Host,
+    printer: &Printer,
+) -> Result<Status, Failure> {
+    let backend = host.registry.make(&args.backend)?;
+    let spec = spec(start, host)?;
+    let plan = backend.plan(&spec)?;
+    if start.dry_run {
+        printer
+            .data(&shown(&plan, start.json))
+            .map_err(unprintable)?;
+        return Ok(Status::DONE);
+    }
+    let record = plan.lines.iter().find(|line| line.what == "record");
+    let record = record.map(|line| line.value.clone());
+
+    let verbosity = args.verbosity();
+    let progress = Progress::new(printer, &plan.id, verbosity, host.stderr_is_terminal);
+    let bottle = tokio::select! {
+        started = backend.start(plan, &progress) => started?,
+        Some(signal) = host.signals.recv() => return Ok(Status::signaled(signal.number())),
+    };
+    progress.finish();
+
+    let session = Session {
+        bottle: bottle.as_ref(),
+        printer,
+        signals: &mut host.signals,
+    };
+    let outcome = session.run(&start.command, &mut host.stdin).await;
+    // What happened is worth telling however the session ended; a record that cannot be read is
+    // told by the removal.
+    let events = bottle.events(1).await.unwrap_or_default();
+    let id = bottle.id().clone();
+    let removed = bottle.remove().await;
+    if let Some(words) = summary(&events, record.as_deref(), verbosity, &id.to_string()) {
+        printer.say(&words);
+    }
+    let status = outcome?;
+    removed?;
+    Ok(status)
+}
+
+/// Makes the specification of the flags, and looks up what they refer to.
+fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
+    let StartArgs {
+        image,
+        name,
+        allow,
+        env,
+        secret,
+        user,
+        cpus,
+        memory,
+        upstream_ca,
+        resolve,
+        dry_run: _,
+        json: _,
+        command,
+    } = start;
+    let Some(image) = image.clone() else {
+        return Err(Failure::user(anyhow!("no image was given")).hint(
+            "`cargo xtask images build base` makes one; pass its directory as `--image oci:DIR`",
+        ));
+    };
+    let mut spec = Spec::new(name.clone().unwrap_or_else(names::make_up), image);
+    spec.command = (!command.is_empty()).then(|| command.clone());
+    spec.user.clone_from(user);
+    spec.env = variables(env, host)?;
+    spec.policy = Policy::new(allow.iter().cloned());
+    spec.resolve.clone_from(resolve);
+    for path in upstream_ca {
+        spec.upstream_roots.push(certificates(path)?);
+    }
+    for reference in secret {
+        spec.known_values.push(value(reference, host)?);
+    }
+    spec.resources.vcpus = cpus.unwrap_or(spec.resources.vcpus);
+    spec.resources.memory = memory.unwrap_or(spec.resources.memory);
+    Ok(spec)
+}
+
+fn variables(args: &[EnvArg], host: &Host) -> Result<Env, Failure> {
+    let mut env = Env::default();
+    for EnvArg { name, value } in args {
+        let value = match value {
+            Some(value) => value.clone(),
+            None => match (host.variable)(name).map(|value| value.into_string()) {
+                Some(Ok(value)) => value,
+                Some(Err(_)) => {
+                    return Err(Failure::user(anyhow!("the value of `{name}` is not UTF-8")));
+                }
+                // As docker does: what is not set here is not set there.
+                None => continue,
+            },
+        };
+        env.set(name, &value).map_err(Failure::user)?;
+    }
+    Ok(env)
+}
+
+fn certificates(path: &Path) -> Result<String, Failure> {
+    let what = || format!("cannot read CA certificates from `{}`", path.display());
+    let bytes = read(path).with_context(what).map_err(Failure::user)?;
+    match String::from_utf8(bytes) {
+        Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(text),
+        Ok(_) | Err(_) => Err(Failure::user(
+            anyhow!("there is no `-----BEGIN CERTIFICATE-----` in it").context(what()),
+        )
+        .hint("`openssl x509 -inform der -in FILE` turns a DER file into PEM")),
+    }
+}
+
+fn value(reference: &SecretRef, host: &Host) -> Result<Secret, Failure> {
+    let what = || format!("cannot take secret `{reference}`");
+    let bytes = match reference {
+        SecretRef::Env(name) => match (host.variable)(name) {
+            Some(value) => value.into_encoded_bytes(),
+            None => {
+                return Err(Failure::user(
+                    anyhow!("the variable `{name}` is not set").context(what()),
+                ));
+            }
+        },
+        SecretRef::File(path) => {
+            let mut bytes = read(path).with_context(what).map_err(Failure::user)?;
+            // Editors and `echo` end files with a newline that is not meant.
+            while bytes
+                .last()
+                .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
+            {
+                bytes.pop();
+            }
+            bytes
+        }
+    };
+    Secret::new(reference.to_string(), bytes).ok_or_else(|| {
+        let why =
+            format!("it has fewer than {MIN_SECRET_LEN} bytes and would be found by accident");
+        Failure::user(Error::msg(why).context(what()))
+    })
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut file = File::open(path)?.take(MAX_FILE + 1);
+    if file.read_to_end(&mut bytes)? as u64 > MAX_FILE {
+        return Err(io::Error::other(format!(
+            "it has more than {MAX_FILE} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+fn shown(plan: &Plan, json: bool) -> String {
+    let Plan {
+        spec: _,
+        id,
+        backend,
+        lines,
+    } = plan;
+    if json {
+        let plan = json!({ "id": id, "backend": backend, "plan": lines });
+        return format!("{plan}\n");
+    }
+    let width = lines.iter().map(|line| line.what.len()).max().unwrap_or(0);
+    let line =
+        |what: &str, value: &str| format!("{what:<width$}  {}\n", EscapedUpTo(value, MAX_LINE));
+    let name = line("name", id.as_str());
+    let rest = lines.iter().map(|it| line(it.what, &it.value));
+    [name].into_iter().chain(rest).collect()
+}
+
+/// Words what is worth knowing once the bottle has gone, if anything is.
+fn summary(
+    events: &[Event],
+    record: Option<&str>,
+    verbosity: Verbosity,
+    id: &str,
+) -> Option<String> {
+    let refused = events
+        .iter()
+        .filter(|event| matches!(event.what, Happening::Refused { .. }))
+        .count();
+    let words = match (verbosity, refused) {
+        (Verbosity::Quiet, _) | (Verbosity::Normal, 0) => return None,
+        (Verbosity::Verbose, 0) => format!("removed `{id}`; nothing was refused"),
+        (Verbosity::Normal | Verbosity::Verbose, 1) => "1 request was refused".to_owned(),
+        (Verbosity::Normal | Verbosity::Verbose, many) => format!("{many} requests were refused"),
+    };
+    Some(match record {
+        Some(path) => format!("{words}; see {}", EscapedUpTo(path, MAX_LINE)),
+        None => words,
+    })
+}

@@ -1,0 +1,160 @@
+//! The only door to standard output and standard error.
+//!
+//! Standard output belongs to data: a plan, findings, the workload's own output. Our words go to
+//! standard error, and so does the one live line, which vanishes before anything else is said.
+
+use std::fmt::{self, Debug, Formatter};
+use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+/// Where bytes go.
+pub(crate) type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
+
+/// Back to the first column, and erase the line.
+const ERASE: &str = "\r\x1b[2K";
+
+/// The most bytes that are passed on at once.
+const CHUNK: usize = 64 * 1024;
+
+/// How long the output of a process that has ended may pause before it counts as complete: what
+/// it left running in the background may hold its streams open forever.
+const AFTERGLOW: Duration = Duration::from_secs(2);
+
+/// One of the two streams.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stream {
+    /// Standard error.
+    Err,
+    /// Standard output.
+    Out,
+}
+
+/// Prints. Clones print to the same streams.
+#[derive(Clone)]
+pub(crate) struct Printer {
+    out: Sink,
+    err: Sink,
+    live: Arc<AtomicBool>,
+}
+
+impl Printer {
+    /// Makes a printer for two streams.
+    pub(crate) fn new(out: Sink, err: Sink) -> Self {
+        Self {
+            out,
+            err,
+            live: Arc::default(),
+        }
+    }
+
+    /// Writes data to standard output. A reader that has gone is no error.
+    pub(crate) fn data(&self, text: &str) -> io::Result<()> {
+        let mut out = lock(&self.out);
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        unless_broken(written)
+    }
+
+    /// Says one line on standard error.
+    pub(crate) fn say(&self, line: &str) {
+        self.say_as_it_is(&format!("{line}\n"));
+    }
+
+    /// Says text that brings its own line ends.
+    pub(crate) fn say_as_it_is(&self, text: &str) {
+        let mut err = lock(&self.err);
+        let erase = if self.live.swap(false, Ordering::Relaxed) {
+            ERASE
+        } else {
+            ""
+        };
+        // There is nobody left to tell if this fails.
+        let _ = write!(err, "{erase}{text}").and_then(|()| err.flush());
+    }
+
+    /// Shows a line that vanishes when anything else is said. For terminals only.
+    pub(crate) fn show(&self, line: &str) {
+        let mut err = lock(&self.err);
+        self.live.store(true, Ordering::Relaxed);
+        let _ = write!(err, "{ERASE}{line}").and_then(|()| err.flush());
+    }
+
+    /// Takes the live line away.
+    pub(crate) fn hide(&self) {
+        if self.live.load(Ordering::Relaxed) {
+            self.say_as_it_is("");
+        }
+    }
+
+    /// Passes on what a process says, byte for byte, until its stream ends.
+    ///
+    /// When `ended` becomes true, a pause counts as the end. If our own reader has gone, so is this
+    /// one, and the process learns it as it would from a pipe.
+    pub(crate) async fn pass_on(
+        self,
+        mut from: Box<dyn AsyncRead + Send + Unpin>,
+        to: Stream,
+        mut ended: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let sink = match to {
+            Stream::Err => &self.err,
+            Stream::Out => &self.out,
+        };
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let read = tokio::select! {
+                read = from.read(&mut chunk) => Some(read),
+                () = pause(&mut ended) => None,
+            };
+            let Some(read) = read else { return Ok(()) };
+            let length = read?;
+            if length == 0 {
+                return Ok(());
+            }
+            let sink = Arc::clone(sink);
+            let (back, written) = spawn_blocking(move || {
+                let mut sink = lock(&sink);
+                let bytes = chunk.get(..length).unwrap_or_default();
+                let written = sink.write_all(bytes).and_then(|()| sink.flush());
+                drop(sink);
+                (chunk, written)
+            })
+            .await?;
+            match written {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            }
+            chunk = back;
+        }
+    }
+}
+
+impl Debug for Printer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Printer").finish_non_exhaustive()
+    }
+}
+
+/// Waits until the process has ended and [`AFTERGLOW`] is over.
+async fn pause(ended: &mut watch::Receiver<bool>) {
+    // Whoever would tell that it has ended has gone: the same.
+    let _ = ended.wait_for(|ended| *ended).await;
+    sleep(AFTERGLOW).await;
+}
+
+fn unless_broken(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+fn lock(sink: &Sink) -> MutexGuard<'_, Box<dyn Write + Send>> {
+    sink.lock().unwrap_or_else(PoisonError::into_inner)
+}
