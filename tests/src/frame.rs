@@ -1,0 +1,81 @@
+//! The frames in which checks run: what they need is made, a failure tells all that is known, and
+//! what was made goes away.
+
+use anyhow::{Context, Error, Result, ensure};
+use bottle_core::spec::Spec;
+use tokio::sync::OnceCell;
+
+use crate::bench::Bench;
+use crate::given::{Given, vm};
+use crate::host::TestHost;
+
+/// Runs a check in the one bottle for all tests that leave it alive: a boot costs seconds.
+///
+/// # Panics
+///
+/// As [`vm`]; and if the bottle did not start, for this test or for one before it.
+#[track_caller]
+pub fn in_shared_bottle(check: impl AsyncFnOnce(&'static Bench) -> Result<()>) {
+    vm(async |given| {
+        let bench = shared(given).await?;
+        check(bench)
+            .await
+            .map_err(|error| error.context(bench.host.tails()))
+    });
+}
+
+/// Runs a check in a bottle of its own, then removes the bottle and looks for what is left of it.
+///
+/// # Panics
+///
+/// As [`vm`].
+#[track_caller]
+pub fn in_own_bottle(
+    name: &str,
+    change: impl FnOnce(&mut Spec),
+    check: impl AsyncFnOnce(&Bench) -> Result<()>,
+) {
+    vm(async |given| {
+        let mut bench = Bench::start(given, name, change).await?;
+        if let Err(error) = check(&bench).await {
+            bench.host.keep();
+            return Err(error.context(bench.host.tails()));
+        }
+        bench
+            .bottle
+            .remove()
+            .await
+            .context("cannot remove the bottle")?;
+        let left = bench.host.leftovers()?;
+        ensure!(left.is_empty(), "a removed bottle left {left:?}");
+        Ok(())
+    });
+}
+
+/// Runs a check in directories of its own, without a bottle.
+///
+/// # Panics
+///
+/// As [`vm`].
+#[track_caller]
+pub fn on_host(check: impl AsyncFnOnce(&TestHost) -> Result<()>) {
+    vm(async |given| {
+        let mut host = TestHost::new(given)?;
+        check(&host).await.map_err(|error| {
+            host.keep();
+            error.context(host.tails())
+        })
+    });
+}
+
+async fn shared(given: &'static Given) -> Result<&'static Bench> {
+    static BENCH: OnceCell<Result<Bench, String>> = OnceCell::const_new();
+    let started = BENCH.get_or_init(|| async {
+        let bench = Bench::start(given, "shared", |_| {}).await;
+        bench.map_err(|error| format!("{error:?}"))
+    });
+    started
+        .await
+        .as_ref()
+        .map_err(|why| Error::msg(format!("the shared bottle: {why}")))
+}

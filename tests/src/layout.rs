@@ -1,0 +1,118 @@
+//! OCI layouts of a few kilobytes, right or wrong in one way.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType, Header};
+
+use crate::token::hex;
+
+/// What is wrong with a layout.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "tests go through all of them")]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// One byte of the layer is another than its digest says.
+    WrongDigest,
+    /// The second half of the layer is missing.
+    Truncated,
+    /// The layer has an entry `../escaped`.
+    Escape,
+}
+
+/// Writes a layout with one layer (no program in it) into an empty directory.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn write(dir: &Path, fault: Fault) -> Result<()> {
+    fs::create_dir_all(dir.join("blobs/sha256"))?;
+    let layer = layer(fault)?;
+    let layer_digest = put(dir, &layer)?;
+    let stored = dir.join("blobs/sha256").join(&layer_digest);
+    match fault {
+        Fault::WrongDigest => {
+            let mut changed = layer.clone();
+            // Inside the content of the one file, so that the archive stays readable.
+            changed[600] ^= 1;
+            fs::write(stored, changed)?;
+        }
+        Fault::Truncated => fs::write(stored, &layer[..layer.len() / 2])?,
+        Fault::None | Fault::Escape => {}
+    }
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
+    });
+    let config = config.to_string().into_bytes();
+    let config_digest = put(dir, &config)?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": format!("sha256:{config_digest}"), "size": config.len(),
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": format!("sha256:{layer_digest}"), "size": layer.len(),
+        }],
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let manifest_digest = put(dir, &manifest)?;
+    let index = json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": format!("sha256:{manifest_digest}"), "size": manifest.len(),
+        }],
+    });
+    fs::write(dir.join("index.json"), index.to_string())?;
+    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    Ok(())
+}
+
+/// Stores a blob and returns its digest, without `sha256:`.
+fn put(dir: &Path, bytes: &[u8]) -> Result<String> {
+    let digest = hex(&Sha256::digest(bytes));
+    fs::write(dir.join("blobs/sha256").join(&digest), bytes)?;
+    Ok(digest)
+}
+
+fn layer(fault: Fault) -> Result<Vec<u8>> {
+    let mut tar = Builder::new(Vec::new());
+    let content = b"no program is in this image; padding so that half of it is less than it\n";
+    append(&mut tar, b"readme.txt", EntryType::Regular, content)?;
+    append(&mut tar, b"etc/", EntryType::Directory, b"")?;
+    append(
+        &mut tar,
+        b"etc/passwd",
+        EntryType::Regular,
+        b"root:x:0:0:root:/:/none\n",
+    )?;
+    if fault == Fault::Escape {
+        append(&mut tar, b"../escaped", EntryType::Regular, b"outside\n")?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+/// Appends an entry under any name, legal or not.
+fn append(tar: &mut Builder<Vec<u8>>, name: &[u8], kind: EntryType, content: &[u8]) -> Result<()> {
+    let mut header = Header::new_ustar();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name);
+    header.set_entry_type(kind);
+    header.set_mode(if kind == EntryType::Directory {
+        0o755
+    } else {
+        0o644
+    });
+    header.set_size(content.len() as u64);
+    header.set_mtime(1_700_000_000);
+    header.set_cksum();
+    tar.append(&header, content)?;
+    Ok(())
+}
