@@ -6,7 +6,7 @@ mod values;
 
 use std::ffi::OsString;
 
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use self::doctor::DoctorArgs;
 pub(crate) use self::start::StartArgs;
@@ -19,13 +19,25 @@ use crate::progress::Verbosity;
 #[command(name = "bottle", version, after_help = exit::HELP, max_term_width = 100)]
 pub(crate) struct Args {
     /// Use this backend
-    #[arg(long, global = true, value_name = "NAME", default_value = "krun")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 900,
+        value_name = "NAME",
+        default_value = "krun"
+    )]
     pub(crate) backend: String,
     /// Say more: every stage of a start, and how it ended
-    #[arg(short, long, global = true, action = ArgAction::SetTrue, conflicts_with = "quiet")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 901,
+        conflicts_with = "quiet"
+    )]
     verbose: bool,
     /// Say nothing but errors
-    #[arg(short, long, global = true, action = ArgAction::SetTrue)]
+    #[arg(short, long, global = true, display_order = 902)]
     quiet: bool,
     #[command(subcommand)]
     pub(crate) command: Command,

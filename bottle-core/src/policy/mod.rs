@@ -46,6 +46,12 @@ impl FromStr for Rule {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
+        if let Some((_, rest)) = text.split_once("://") {
+            let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+            return Err(RuleError::Url {
+                host: rest.get(..end).unwrap_or_default().to_owned(),
+            });
+        }
         let (host, port) = match text.rsplit_once(':') {
             None => (text, DEFAULT_PORT),
             Some((host, port)) => match port.parse() {
@@ -76,6 +82,12 @@ pub enum RuleError {
     Port {
         /// What stood there.
         text: String,
+    },
+    /// It is a URL; a rule is for a whole host.
+    #[error("a rule names a host and no URL (use `{}`)", Escaped(host))]
+    Url {
+        /// What stands in it between scheme and path.
+        host: String,
     },
 }
 

@@ -115,7 +115,11 @@ fn a_rule_is_for_port_443_unless_it_names_one() {
     }
     "[::1]:443".parse::<Rule>().unwrap_err();
     "10.0.0.1:443".parse::<Rule>().unwrap_err();
-    "https://api.test".parse::<Rule>().unwrap_err();
+    let error = "https://api.test:8443/v1".parse::<Rule>().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a rule names a host and no URL (use `api.test:8443`)"
+    );
 }
 
 #[test]

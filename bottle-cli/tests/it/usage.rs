@@ -1,0 +1,229 @@
+//! Command lines that are not understood, and help.
+
+use insta::assert_snapshot;
+
+use crate::bench::Bench;
+
+#[tokio::test]
+async fn help_goes_to_standard_output() {
+    assert_snapshot!(Bench::new().run(&["--help"]).await, @r"
+    status: 0
+    ----- stdout
+    Run a program in a microVM of its own, with a gateway as its only way out
+
+    Usage: bottle [OPTIONS] <COMMAND>
+
+    Commands:
+      start   Start a bottle, run a command in it, and remove it when the command ends
+      doctor  Say what this host has, what it lacks, and how to get it
+      help    Print this message or the help of the given subcommand(s)
+
+    Options:
+          --backend <NAME>  Use this backend [default: krun]
+      -v, --verbose         Say more: every stage of a start, and how it ended
+      -q, --quiet           Say nothing but errors
+      -h, --help            Print help
+      -V, --version         Print version
+
+    Exit status:
+      start: the workload's own; 125 if bottle failed, 126 if the program cannot be run, 127 if it was
+      not found, 128+n if signal n ended it. Others: 0, or 1 for failure. All: 2 for a wrong command
+      line
+    ----- stderr
+    ");
+}
+
+#[tokio::test]
+async fn the_help_of_start_names_every_flag() {
+    assert_snapshot!(Bench::new().run(&["start", "--help"]).await, @r"
+    status: 0
+    ----- stdout
+    Start a bottle, run a command in it, and remove it when the command ends
+
+    Usage: bottle start [OPTIONS] [-- <CMD>...]
+
+    Arguments:
+      [CMD]...  Run this command (default: the image's)
+
+    Options:
+          --image <oci:DIR[:TAG]>
+              Boot this OCI image layout
+          --name <NAME>
+              Name the bottle, `a-z`, `0-9` and `-` (default: made up)
+          --allow <HOST[:PORT]>
+              Let it reach this host, or with `*.` all hosts below it, on port 443 or PORT; it can reach
+              nothing else (can be repeated)
+      -e, --env <NAME[=VALUE]>
+              Set a variable, or take it over from here if it is set (can be repeated)
+          --secret <env:NAME|file:PATH>
+              Refuse requests in which this value stands, in any encoding; it is named here by where it
+              is found (can be repeated)
+      -u, --user <USER[:GROUP]>
+              Run as this user of the image (default: the image's)
+          --cpus <N>
+              Give it this many virtual CPUs (default: 1)
+      -m, --memory <SIZE>
+              Give it this much memory (default: 1g)
+          --upstream-ca <FILE>
+              Also trust the CA certificates of this PEM file for the hosts it reaches (can be repeated)
+          --resolve <HOST:PORT:ADDR[:PORT]>
+              Connect to ADDR for this host and port, even if the address is a private one, instead of
+              asking DNS (can be repeated)
+          --dry-run
+              Say what would be done, and do nothing
+          --json
+              Print the plan as JSON
+          --backend <NAME>
+              Use this backend [default: krun]
+      -v, --verbose
+              Say more: every stage of a start, and how it ended
+      -q, --quiet
+              Say nothing but errors
+      -h, --help
+              Print help
+
+    Standard input, output and error are the command's. Its status becomes the exit status.
+    Control-C goes to the command; a second one within 2 s, or SIGTERM, stops the bottle.
+    ----- stderr
+    ");
+}
+
+#[tokio::test]
+async fn nothing_at_all_is_answered_with_the_help() {
+    let output = Bench::new().run(&[]).await;
+    assert_eq!(output.status.0, 2);
+    assert!(output.stdout.is_empty(), "{output}");
+    assert!(output.stderr.contains("Usage: bottle"), "{output}");
+}
+
+#[tokio::test]
+async fn an_unknown_flag_is_answered_with_the_nearest_one() {
+    assert_snapshot!(Bench::new().start(&["--alow", "api.test"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: unexpected argument '--alow' found
+
+      tip: a similar argument exists: '--allow'
+      tip: to pass '--alow' as a value, use '-- --alow'
+
+    Usage: bottle start --image <oci:DIR[:TAG]> --name <NAME> --allow <HOST[:PORT]> [-- <CMD>...]
+
+    For more information, try '--help'.
+    ");
+}
+
+#[tokio::test]
+async fn an_unknown_verb_is_answered_with_the_nearest_one() {
+    assert_snapshot!(Bench::new().run(&["strat"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: unrecognized subcommand 'strat'
+
+      tip: a similar subcommand exists: 'start'
+
+    Usage: bottle [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    ");
+}
+
+#[tokio::test]
+async fn a_command_without_its_dashes_is_answered_with_them() {
+    assert_snapshot!(Bench::new().start(&["true"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: unexpected argument 'true' found
+
+    Usage: bottle start [OPTIONS] [-- <CMD>...]
+
+    For more information, try '--help'.
+    ");
+}
+
+#[tokio::test]
+async fn a_rule_that_names_no_host_is_refused() {
+    assert_snapshot!(Bench::new().start(&["--allow", "https://api.test/"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: invalid value 'https://api.test/' for '--allow <HOST[:PORT]>': a rule names a host and no URL (use `api.test`)
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(Bench::new().start(&["--allow", "10.0.0.1"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: invalid value '10.0.0.1' for '--allow <HOST[:PORT]>': `10.0.0.1` is not a host name: it is an address (a rule names a host)
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(Bench::new().start(&["--allow", "api.test:https"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: invalid value 'api.test:https' for '--allow <HOST[:PORT]>': `https` is not a port (use 1 to 65535)
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(Bench::new().start(&["--allow", "*.com"]).await, @r"
+    status: 2
+    ----- stdout
+    ----- stderr
+    error: invalid value '*.com' for '--allow <HOST[:PORT]>': `*.com` is not a host name: a wildcard needs a suffix of at least two labels
+
+    For more information, try '--help'.
+    ");
+}
+
+#[tokio::test]
+async fn every_other_malformed_value_is_refused_with_what_would_do() {
+    for (flag, value, words) in [
+        (
+            "--env",
+            "=x",
+            "a variable is set by `NAME=VALUE`, or taken over by `NAME`",
+        ),
+        (
+            "--image",
+            "debian:12",
+            "write `oci:DIR` for an OCI image layout",
+        ),
+        ("--image", "oci:", "is not `oci:DIR` or `oci:DIR:TAG`"),
+        ("--name", "../web", "'.' is not allowed in a name"),
+        ("--resolve", "api.test:443", "is not `HOST:PORT:ADDR`"),
+        (
+            "--secret",
+            "hunter2",
+            "name where the value is found: `env:NAME` or `file:PATH`",
+        ),
+        ("--user", "a b", "is not `USER` or `USER:GROUP`"),
+        ("--cpus", "0", "a whole number from 1 to 255"),
+        (
+            "--memory",
+            "512",
+            "a size needs the unit `m` (MiB) or `g` (GiB)",
+        ),
+        ("--memory", "lots", "a size is a whole number and a unit"),
+    ] {
+        let argument = format!("{flag}={value}");
+        let output = Bench::new()
+            .run(&["--backend", "fake", "start", &argument])
+            .await;
+        assert_eq!(output.status.0, 2, "{output}");
+        assert!(output.stderr.contains(words), "{argument}\n{output}");
+        assert!(output.stderr.contains(flag), "{argument}\n{output}");
+    }
+}
+
+#[tokio::test]
+async fn flags_that_contradict_each_other_are_refused() {
+    let output = Bench::new().start(&["-q", "-v", "--", "true"]).await;
+    assert_eq!(output.status.0, 2, "{output}");
+    let output = Bench::new().start(&["--json", "--", "true"]).await;
+    assert_eq!(output.status.0, 2, "{output}");
+    assert!(output.stderr.contains("--dry-run"), "{output}");
+}
