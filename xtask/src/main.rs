@@ -88,7 +88,7 @@ fn work(args: &Args) -> Result<u8> {
         Task::Demo => return task_demo::run(&tree),
         Task::Images(task) => task_images::run(&tree, task)?,
         Task::Outer { script, timeout } => {
-            task_setup::for_machines(&tree)?;
+            task_setup::for_outer(&tree)?;
             let script = fs::read_to_string(script)
                 .with_context(|| format!("cannot read `{}`", script.display()))?;
             let timeout = Duration::from_secs(timeout * 60);

@@ -122,26 +122,28 @@ pub(crate) fn run(tree: &Tree) -> Result<()> {
 
 /// Installs what building images and running bottles needs; returns the kernel library's path.
 pub(crate) fn for_machines(tree: &Tree) -> Result<PathBuf> {
-    let outer = matches!(first_look(), Place::Outer(_));
-    let missing: Vec<&Need> = NEEDS
-        .iter()
-        .chain(if outer { OUTER_NEEDS.as_slice() } else { &[] })
-        .filter(|need| !(need.found)())
-        .collect();
-    install(&missing)?;
+    install(&NEEDS)?;
     let kernel = kernel(tree)?;
-    if outer {
-        outer::prepare(tree)?;
+    match first_look() {
+        Place::Here => {}
+        Place::Outer(_) => for_outer(tree)?,
     }
     Ok(kernel)
 }
 
+/// Installs what the outer guest needs.
+pub(crate) fn for_outer(tree: &Tree) -> Result<()> {
+    install(&OUTER_NEEDS)?;
+    outer::prepare(tree)
+}
+
 /// Installs system packages, or says the one command that does.
-fn install(missing: &[&Need]) -> Result<()> {
+fn install(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.found)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    for need in missing {
+    for need in &missing {
         say(format!("missing: {} ({})", need.package, need.why));
     }
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();

@@ -139,6 +139,7 @@ pub(crate) fn with(
     let code = match place {
         Place::Here => here(args, &tests, bottle, kernel, image)?,
         Place::Outer(_) => {
+            task_setup::for_outer(tree)?;
             let mut script = stage(bottle, kernel, image)?;
             match &args.script {
                 Some(file) => {
