@@ -192,8 +192,9 @@ impl<In> Drop for Incoming<In> {
 /// One stream, both directions.
 ///
 /// * `poll_write` accepts what the peer's credit allows; accepted bytes are sent without further
-///   ado, `poll_flush` has nothing to do.
-/// * `poll_shutdown` sends an explicit end; the other direction goes on (half-close).
+///   ado. `poll_flush` waits until they stand in the connection's order of frames: whatever any
+///   stream writes later arrives later.
+/// * `poll_shutdown` sends an explicit end and flushes; the other direction goes on (half-close).
 /// * A peer's end is read as end of file; a peer's reset, or the end of the connection, is read
 ///   and written as [`io::ErrorKind::ConnectionReset`]. Bytes that came before are read first.
 ///   A reset after the peer's end is only seen by writes.
@@ -224,12 +225,14 @@ impl AsyncWrite for MuxStream {
         self.shared.lock().poll_write(self.id, cx, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.lock().poll_flush(self.id, cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.shared.lock().end(self.id))
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.shared.lock();
+        state.end(self.id)?;
+        state.poll_flush(self.id, cx)
     }
 }
 

@@ -298,6 +298,7 @@ impl State {
         if entry.ending == Ending::Pending {
             frame::put_end(out, id);
             entry.ending = Ending::Sent;
+            wake(&mut entry.writer);
         }
         if entry.ending == Ending::Sent && (entry.ended_in || entry.resetting) {
             if entry.resetting {
@@ -455,6 +456,20 @@ impl State {
             self.queue(id);
         }
         Poll::Ready(Ok(taken))
+    }
+
+    /// Waits until everything accepted, and the end if there is one, has become frames.
+    pub(crate) fn poll_flush(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let over = self.over;
+        let entry = match self.streams.get_mut(&id) {
+            Some(entry) if !over && !entry.was_reset => entry,
+            Some(_) | None => return Poll::Ready(Err(reset())),
+        };
+        if entry.output.is_empty() && entry.ending != Ending::Pending {
+            return Poll::Ready(Ok(()));
+        }
+        wait(&mut entry.writer, cx);
+        Poll::Pending
     }
 
     /// Ends our direction, once.

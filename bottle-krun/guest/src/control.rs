@@ -1,0 +1,220 @@
+//! The conversation with the host: hello, provisioning, processes, the end.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::future::pending;
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bottle_wire::guest::{
+    FromGuest, FromHost, GuestHello, HostHello, PORT, Provision, ToHost, ToInit, VERSION,
+};
+use bottle_wire::message;
+use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
+use nix::sys::utsname::uname;
+use tokio::runtime::Builder;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
+
+use crate::boot::Booted;
+use crate::error::{InitError, chain, failed};
+use crate::exec::{self, Stdio};
+use crate::net::Network;
+use crate::provision::{self, Defaults};
+use crate::reap::Reaper;
+use crate::shutdown;
+use crate::vsock::{self, VsockStream};
+
+/// How long the last output of ended processes may take to reach the host.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Where processes live, once it is provisioned.
+#[derive(Debug)]
+pub(crate) struct Habitat {
+    pub(crate) defaults: Defaults,
+    pub(crate) namespace: OwnedFd,
+}
+
+/// What the tasks of init share.
+struct Init {
+    opener: Opener<FromGuest>,
+    reaper: Reaper,
+    overlay: File,
+    network: RefCell<Option<Network>>,
+    habitat: OnceCell<Habitat>,
+    stopping: Cell<bool>,
+    /// Streams that wait for their process.
+    stdio: RefCell<HashMap<u32, Stdio>>,
+    running: Cell<usize>,
+    quiet: Notify,
+}
+
+/// Serves the host until one of the two ends.
+pub(crate) fn serve(booted: Booted) -> Result<Infallible, InitError> {
+    let network = Network::lay()?;
+    let socket = vsock::dial(PORT)?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("start", "the runtime"))?;
+    LocalSet::new().block_on(&runtime, converse(booted, network, socket))
+}
+
+async fn converse(
+    booted: Booted,
+    network: Network,
+    socket: OwnedFd,
+) -> Result<Infallible, InitError> {
+    let mut stream = VsockStream::new(socket).map_err(failed("use", "the connection"))?;
+    hello(&mut stream, booted.nonce).await?;
+    let (opener, incoming, driver) = mux::start(stream, Side::Dialer);
+    let init = Rc::new(Init {
+        opener,
+        reaper: Reaper::default(),
+        overlay: booted.overlay,
+        network: RefCell::new(Some(network)),
+        habitat: OnceCell::new(),
+        stopping: Cell::new(false),
+        stdio: RefCell::default(),
+        running: Cell::new(0),
+        quiet: Notify::new(),
+    });
+    init.reaper.start()?;
+    let (fatal, mut deaths) = mpsc::unbounded_channel();
+    spawn_local(accept(init, incoming, fatal));
+    tokio::select! {
+        _ = driver => Err(InitError::HostGone),
+        death = deaths.recv() => Err(death.unwrap_or(InitError::HostGone)),
+    }
+}
+
+/// The host speaks first: libkrun acknowledges our dial before anybody has taken it.
+async fn hello(stream: &mut VsockStream, nonce: [u8; 32]) -> Result<(), InitError> {
+    let named = || failed("say hello to", "the host");
+    let host: HostHello = message::read(stream)
+        .await
+        .map_err(named())?
+        .ok_or(InitError::HostGone)?;
+    if host.version != VERSION {
+        return Err(InitError::Version {
+            found: host.version,
+            own: VERSION,
+        });
+    }
+    let kernel = uname().map_err(failed("ask", "the kernel's release"))?;
+    let kernel = kernel.release().to_string_lossy().into_owned();
+    let own = GuestHello {
+        version: VERSION.to_owned(),
+        nonce,
+        kernel,
+    };
+    message::write(stream, &own).await.map_err(named())
+}
+
+/// Takes the streams that the host opens, in their order.
+async fn accept(
+    init: Rc<Init>,
+    mut incoming: Incoming<FromHost>,
+    fatal: mpsc::UnboundedSender<InitError>,
+) {
+    while let Some((open, stream)) = incoming.accept().await {
+        match open {
+            FromHost::Control => {
+                let (init, fatal) = (Rc::clone(&init), fatal.clone());
+                spawn_local(async move {
+                    let Err(error) = control(&init, stream).await;
+                    let _ = fatal.send(error);
+                });
+            }
+            FromHost::Stdio { exec, fd } => {
+                let mut waiting = init.stdio.borrow_mut();
+                let stdio = waiting.entry(exec).or_default();
+                match fd {
+                    0 => stdio.stdin = Some(stream),
+                    1 => stdio.stdout = Some(stream),
+                    2 => stdio.stderr = Some(stream),
+                    _ => {}
+                }
+            }
+            FromHost::Exec(exec) => {
+                let stdio = init
+                    .stdio
+                    .borrow_mut()
+                    .remove(&exec.exec)
+                    .unwrap_or_default();
+                let init = Rc::clone(&init);
+                spawn_local(async move {
+                    init.running.set(init.running.get() + 1);
+                    exec::run(init.habitat(), &init.reaper, exec, stdio, stream).await;
+                    init.running.set(init.running.get() - 1);
+                    init.quiet.notify_waiters();
+                });
+            }
+        }
+    }
+}
+
+/// Serves the control stream. After the goodbye nothing happens any more.
+async fn control(init: &Init, mut stream: MuxStream) -> Result<Infallible, InitError> {
+    let named = || failed("talk with", "the host");
+    loop {
+        match message::read(&mut stream).await.map_err(named())? {
+            Some(ToInit::Provision(provision)) => {
+                let done = init.provision(&provision).map_err(|error| chain(&error));
+                message::write(&mut stream, &ToHost::Provisioned(done))
+                    .await
+                    .map_err(named())?;
+            }
+            Some(ToInit::Shutdown { grace_ms }) => {
+                init.shut_down(Duration::from_millis(grace_ms)).await;
+                message::write(&mut stream, &ToHost::Goodbye)
+                    .await
+                    .map_err(named())?;
+                return pending().await;
+            }
+            None => return Err(InitError::HostGone),
+        }
+    }
+}
+
+impl Init {
+    fn habitat(&self) -> Result<&Habitat, &'static str> {
+        if self.stopping.get() {
+            return Err("the bottle is stopping");
+        }
+        self.habitat.get().ok_or("the bottle is not provisioned")
+    }
+
+    fn provision(&self, provision: &Provision) -> Result<(), InitError> {
+        let twice = || InitError::Unusable {
+            what: "provisioning data",
+            why: "they were sent before".to_owned(),
+        };
+        let network = self.network.borrow_mut().take().ok_or_else(twice)?;
+        let defaults = provision::apply(provision)?;
+        let namespace = network.serve(&provision.ports, &self.opener)?;
+        self.habitat
+            .set(Habitat {
+                defaults,
+                namespace,
+            })
+            .map_err(|_| twice())
+    }
+
+    async fn shut_down(&self, grace: Duration) {
+        self.stopping.set(true);
+        shutdown::end_processes(&self.reaper, grace).await;
+        let last_words = async {
+            while self.running.get() > 0 {
+                self.quiet.notified().await;
+            }
+        };
+        let _ = timeout(LAST_WORDS, last_words).await;
+        shutdown::close_disks(&self.overlay);
+    }
+}
