@@ -81,6 +81,20 @@ impl Built {
         Ok(built)
     }
 
+    /// Builds what the demo needs, and no more.
+    pub(crate) fn demo(tree: &Tree) -> Result<Self> {
+        // An example needs the tests' dependencies, so features are those of the tests' build.
+        let args = [
+            "build",
+            "--workspace",
+            "--bin",
+            "bottle",
+            "--example",
+            "demo",
+        ];
+        Self::from_cargo(tree, &args)
+    }
+
     /// Returns a program by its name.
     pub(crate) fn program(&self, name: &str) -> Result<&Path> {
         self.programs

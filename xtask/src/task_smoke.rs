@@ -8,6 +8,7 @@
 //! | `BOTTLE_TEST_IMAGE` | the OCI layout of images/base |
 //! | `BOTTLE_TEST_BOTTLE` | the `bottle` program |
 //! | `BOTTLE_TEST_KERNEL` | the guest kernel library |
+//! | `BOTTLE_TEST_REQUIRE_VM` | nothing; it is set so that no test skips itself |
 //!
 //! In the outer guest these are copies or bind mounts below `/run/bottle-test`, which every user
 //! can reach; `/tmp` is on a disk; the users `tester` (1001, may use KVM) and `stranger` (1002, may
@@ -171,6 +172,7 @@ fn here(
         run.env("BOTTLE_TEST_BOTTLE", bottle)
             .env("BOTTLE_TEST_IMAGE", image)
             .env("BOTTLE_TEST_KERNEL", kernel)
+            .env("BOTTLE_TEST_REQUIRE_VM", "1")
     };
     if let Some(file) = &args.script {
         return environment(Run::new("/bin/bash").arg(file)).status();
@@ -200,7 +202,8 @@ pub(crate) fn stage(bottle: &Path, kernel: &Path, image: &Path) -> Result<String
     script.push_str(
         "export BOTTLE_TEST_BOTTLE=/run/bottle-test/bottle\n\
          export BOTTLE_TEST_IMAGE=/run/bottle-test/image\n\
-         export BOTTLE_TEST_KERNEL=/run/bottle-test/libkrunfw.so.5\n",
+         export BOTTLE_TEST_KERNEL=/run/bottle-test/libkrunfw.so.5\n\
+         export BOTTLE_TEST_REQUIRE_VM=1\n",
     );
     Ok(script)
 }
@@ -234,7 +237,7 @@ fn job(args: &Args, tests: &[&TestProgram]) -> Result<String> {
 }
 
 /// Quotes a word; scripts are text, so a path that is none is refused.
-fn word(word: &(impl AsRef<OsStr> + ?Sized)) -> Result<String> {
+pub(crate) fn word(word: &(impl AsRef<OsStr> + ?Sized)) -> Result<String> {
     match quoted(word).into_string() {
         Ok(text) => Ok(text),
         Err(odd) => bail!("`{}` is no UTF-8", odd.display()),
