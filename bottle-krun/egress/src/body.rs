@@ -128,7 +128,10 @@ impl HttpBody for Relayed {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(refused) = &mut self.refused {
             match Pin::new(refused).poll(cx) {
-                Poll::Ready(Ok(_)) => return Poll::Ready(Some(Err(BodyError::Aborted))),
+                Poll::Ready(Ok(_)) => {
+                    self.refused = None;
+                    return Poll::Ready(Some(Err(BodyError::Aborted)));
+                }
                 Poll::Ready(Err(_)) => self.refused = None,
                 Poll::Pending => {}
             }

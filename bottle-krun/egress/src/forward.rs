@@ -5,6 +5,8 @@
 //!                └─ long: dial, send ◄─ released chunks ─ pump (holds back what may be a secret)
 //! ```
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bottle_core::policy::Reason;
@@ -15,7 +17,6 @@ use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -24,12 +25,19 @@ use crate::denial::Refusal;
 use crate::ledger::{Ledger, Seen};
 use crate::request;
 use crate::scan::{BodyScan, ScanRefusal, Scanner};
-use crate::upstream::Upstream;
+use crate::upstream::{DialError, Upstream};
 
 /// A body was refused while it streamed; the event with this id says so.
 pub(crate) struct Found {
     pub(crate) refusal: Refusal,
     pub(crate) event: String,
+}
+
+/// What came first while a request was being sent.
+enum First {
+    /// The pump's last word: a refusal, or nothing, which means that the body was clean.
+    Word(Option<Found>),
+    Answer(Result<(IpAddr, Response<Incoming>), DialError>),
 }
 
 /// What a request is carried with.
@@ -74,20 +82,27 @@ impl Carrier<'_> {
         mut found: Option<oneshot::Receiver<Found>>,
     ) -> Response<Body> {
         let mut allowed = self.ledger.allowed(seen.clone(), self.rule.clone());
-        let sending = self.upstream.send(request);
-        let sent = match &mut found {
-            None => sending.await,
-            Some(found) => {
-                tokio::pin!(sending);
-                tokio::select! {
-                    biased;
-                    Ok(found) = &mut *found => {
-                        allowed.withdraw();
-                        return found.refusal.response(&found.event);
-                    }
-                    sent = &mut sending => sent,
-                }
+        let sending = self.upstream.send(request, found.is_some());
+        tokio::pin!(sending);
+        let first = match &mut found {
+            None => First::Answer((&mut sending).await),
+            Some(word) => tokio::select! {
+                biased;
+                word = word => First::Word(word.ok()),
+                sent = &mut sending => First::Answer(sent),
+            },
+        };
+        let sent = match first {
+            First::Word(Some(found)) => {
+                allowed.withdraw();
+                return found.refusal.response(&found.event);
             }
+            // The whole body was clean and is on its way.
+            First::Word(None) => {
+                found = None;
+                sending.await
+            }
+            First::Answer(sent) => sent,
         };
         match sent {
             Ok((address, answer)) => {
@@ -105,7 +120,7 @@ impl Carrier<'_> {
             }
             Err(error) => {
                 allowed.withdraw();
-                // An aborted body looks like a broken upstream; the finding says what it was.
+                // An aborted body looks like a broken upstream; the word says what it was.
                 if let Some(Ok(found)) = found.as_mut().map(oneshot::Receiver::try_recv) {
                     return found.refusal.response(&found.event);
                 }

@@ -4,13 +4,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bottle_core::policy::{HostName, Reason};
 use bottle_core::spec::Resolve;
+use bytes::Bytes;
 use http::header::{COOKIE, HOST, HeaderValue, TE};
 use http::{Request, Response, Uri, Version, uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,7 +28,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::address;
-use crate::body::Body;
+use crate::body::{Body, BodyError};
 use crate::denial::Refusal;
 use crate::request::Scheme;
 use crate::sniff::Duplex;
@@ -43,7 +48,8 @@ struct Dialled {
 
 enum Sender {
     Http1(http1::SendRequest<Body>),
-    Http2(http2::SendRequest<Body>),
+    /// With its lane, if it was asked for a stream.
+    Http2(http2::SendRequest<Body>, Option<Lane>),
 }
 
 impl Dialer {
@@ -135,7 +141,7 @@ impl Dialer {
                 .await
                 .map_err(failed)?;
             tokio::spawn(connection);
-            Sender::Http2(sender)
+            Sender::Http2(sender, None)
         } else {
             let (sender, connection) = http1::Builder::new()
                 .max_headers(MAX_ANSWER_HEADER_COUNT)
@@ -191,11 +197,29 @@ pub(crate) struct Upstream {
 
 #[derive(Default)]
 struct Open {
-    http2: Option<(IpAddr, http2::SendRequest<Body>)>,
+    http2: Vec<Shared2>,
     http1: Vec<(IpAddr, http1::SendRequest<Body>)>,
     /// The upstream chose HTTP/1.1 before: dial without waiting for each other.
     is_http1: bool,
 }
+
+/// An HTTP/2 connection that several requests may share.
+struct Shared2 {
+    address: IpAddr,
+    sender: http2::SendRequest<Body>,
+    lane: Lane,
+}
+
+impl Shared2 {
+    fn lend(&self, is_stream: bool) -> Sender {
+        let lane = is_stream.then(|| Arc::clone(&self.lane));
+        Sender::Http2(self.sender.clone(), lane)
+    }
+}
+
+/// Held by a connection and by whoever streams a long body on it. A stalled body can use up the
+/// window of its whole connection, so nothing else is sent there meanwhile.
+type Lane = Arc<()>;
 
 impl Upstream {
     pub(crate) fn new(dialer: Arc<Dialer>, name: HostName, port: u16, scheme: Scheme) -> Self {
@@ -214,9 +238,10 @@ impl Upstream {
     pub(crate) async fn send(
         &self,
         mut request: Request<Body>,
+        is_stream: bool,
     ) -> Result<(IpAddr, Response<Incoming>), DialError> {
         for _ in 0..MAX_STALE {
-            let Dialled { address, sender } = self.connection().await?;
+            let Dialled { address, sender } = self.connection(is_stream).await?;
             match self.send_on(address, sender, request).await? {
                 Sent::Answer(answer) => return Ok((address, answer)),
                 Sent::Stale(back) => request = back,
@@ -227,17 +252,16 @@ impl Upstream {
         })
     }
 
-    async fn connection(&self) -> Result<Dialled, DialError> {
+    async fn connection(&self, is_stream: bool) -> Result<Dialled, DialError> {
         let mut open = self.open.lock().await;
         open.http1.retain(|(_, sender)| !sender.is_closed());
-        if let Some((address, sender)) = &open.http2 {
-            if !sender.is_closed() {
-                return Ok(Dialled {
-                    address: *address,
-                    sender: Sender::Http2(sender.clone()),
-                });
-            }
-            open.http2 = None;
+        open.http2.retain(|shared| !shared.sender.is_closed());
+        let is_free = |shared: &&Shared2| Arc::strong_count(&shared.lane) == 1;
+        if let Some(shared) = open.http2.iter().find(is_free) {
+            return Ok(Dialled {
+                address: shared.address,
+                sender: shared.lend(is_stream),
+            });
         }
         if let Some(at) = open.http1.iter().position(|(_, sender)| sender.is_ready()) {
             let (address, sender) = open.http1.swap_remove(at);
@@ -250,10 +274,18 @@ impl Upstream {
             drop(open);
             return self.dialer.dial(&self.name, self.port, self.scheme).await;
         }
-        let dialled = self.dialer.dial(&self.name, self.port, self.scheme).await?;
-        match &dialled.sender {
+        let mut dialled = self.dialer.dial(&self.name, self.port, self.scheme).await?;
+        match &mut dialled.sender {
             Sender::Http1(_) => open.is_http1 = true,
-            Sender::Http2(sender) => open.http2 = Some((dialled.address, sender.clone())),
+            Sender::Http2(sender, _) => {
+                let shared = Shared2 {
+                    address: dialled.address,
+                    sender: sender.clone(),
+                    lane: Lane::default(),
+                };
+                dialled.sender = shared.lend(is_stream);
+                open.http2.push(shared);
+            }
         }
         Ok(dialled)
     }
@@ -275,11 +307,18 @@ impl Upstream {
                 }
                 sent
             }
-            Sender::Http2(mut sender) => {
+            Sender::Http2(mut sender, lane) => {
                 if sender.ready().await.is_err() {
                     return Ok(Sent::Stale(request));
                 }
-                sender.try_send_request(self.for_http2(request)).await
+                let mut request = self.for_http2(request);
+                if let Some(lane) = &lane {
+                    request = request.map(|body| on_lane(body, Arc::clone(lane)));
+                }
+                // The lane is kept until the whole body is out and the answer begins.
+                let sent = sender.try_send_request(request).await;
+                drop(lane);
+                sent
             }
         };
         match sent {
@@ -343,6 +382,36 @@ impl Upstream {
 enum Sent {
     Answer(Response<Incoming>),
     Stale(Request<Body>),
+}
+
+/// Keeps the lane as long as the body.
+fn on_lane(body: Body, lane: Lane) -> Body {
+    OnLane { body, _lane: lane }.boxed_unsync()
+}
+
+struct OnLane {
+    body: Body,
+    _lane: Lane,
+}
+
+impl HttpBody for OnLane {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Why a request did not reach its host.

@@ -277,6 +277,8 @@ async fn serve(
             std::future::pending::<()>().await;
         }
         "/early" => {
+            // As servers do that want their answer to be read.
+            tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
             let mut response = Response::new(text("no more"));
             *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
             return Ok(response);
