@@ -72,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) names: u32,
     /// Of a directory; the root is its own.
     pub(crate) parent: Ino,
+    /// The layer that `meta` is from.
+    described: u32,
 }
 
 #[derive(Debug)]
@@ -127,6 +129,7 @@ impl Tree {
             kind: NodeKind::Dir(BTreeMap::new()),
             names: 1,
             parent: Self::ROOT,
+            described: 0,
         };
         Self {
             nodes: vec![root],
@@ -169,6 +172,7 @@ impl Tree {
             if matches!(self.nodes[ino].kind, NodeKind::Dir(_)) {
                 self.count(&meta, 0)?;
                 self.nodes[ino].meta = meta;
+                self.nodes[ino].described = layer;
                 return Ok(());
             }
         }
@@ -247,6 +251,7 @@ impl Tree {
                 children.remove(&name);
                 self.release(child.ino);
             } else {
+                self.forget(child.ino);
                 self.purge(child.ino, &mut purged);
             }
         }
@@ -264,6 +269,7 @@ impl Tree {
             if !purged.insert(dir) {
                 continue;
             }
+            let kept = todo.len();
             let mut lower = Vec::new();
             children.retain(|_, child| {
                 let keep = child.layer == layer;
@@ -277,6 +283,17 @@ impl Tree {
             for ino in lower {
                 self.release(ino);
             }
+            for ino in &todo[kept..] {
+                self.forget(*ino);
+            }
+        }
+    }
+
+    /// What lower layers said about a directory that this layer passed through goes, too.
+    fn forget(&mut self, ino: Ino) {
+        let node = &mut self.nodes[ino];
+        if node.described < self.layer && matches!(node.kind, NodeKind::Dir(_)) {
+            node.meta = Meta::implied();
         }
     }
 
@@ -365,6 +382,7 @@ impl Tree {
             kind,
             names: 0,
             parent: Self::ROOT,
+            described: self.layer,
         });
         Ok(self.nodes.len() - 1)
     }
@@ -460,3 +478,75 @@ const TOO_DEEP: EntryProblem = EntryProblem::PathTooLong {
     what: "directories within directories",
     limit: MAX_DEPTH,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erofs::body::Place;
+
+    const SMALL: Limits = Limits {
+        entries: 10,
+        metadata: 100,
+        bytes: 0,
+    };
+
+    fn limit(result: Result<(), PutError>) -> &'static str {
+        match result {
+            Err(PutError::Limit { what, .. }) => what,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn entries_are_limited_implied_and_hidden_ones_too() {
+        let mut tree = Tree::new(&SMALL);
+        tree.put_dir(&[b"a", b"b", b"c", b"d"], Meta::default())
+            .unwrap();
+        for _ in 0..6 {
+            tree.put_dir(&[b"a"], Meta::default()).unwrap();
+        }
+        assert_eq!(limit(tree.put_dir(&[b"a"], Meta::default())), "entries");
+        assert_eq!(limit(tree.opaque(&[b"a"])), "entries");
+        assert_eq!(
+            limit(tree.put_dir(&[b"x", b"y"], Meta::default())),
+            "entries"
+        );
+    }
+
+    #[test]
+    fn memory_for_names_targets_and_attributes_is_limited() {
+        let what = "bytes of names, link targets and extended attributes";
+        let symlink = NodeKind::Symlink(vec![b'x'; 101].into());
+        let put = Tree::new(&SMALL).put(&[b"a"], Meta::default(), symlink);
+        assert_eq!(limit(put), what);
+        let meta = Meta {
+            xattrs: vec![((*b"user.a").into(), vec![0; 95].into())],
+            ..Meta::default()
+        };
+        assert_eq!(limit(Tree::new(&SMALL).put_dir(&[b"a"], meta)), what);
+        let long = [b'n'; 60];
+        let mut tree = Tree::new(&SMALL);
+        tree.put_dir(&[&long, b"a"], Meta::default()).unwrap();
+        tree.put_dir(&[b"b", &long], Meta::default()).unwrap();
+        assert_eq!(limit(tree.put_dir(&[b"c"], Meta::default())), what);
+    }
+
+    #[test]
+    fn a_body_is_released_with_its_last_name() {
+        let body = || {
+            NodeKind::File(Body {
+                size: 1,
+                place: Place::Extern { first: 0 },
+            })
+        };
+        let mut tree = Tree::new(&Limits::DEFAULT);
+        tree.put(&[b"a", b"b"], Meta::default(), body()).unwrap();
+        tree.link(&[b"c"], &[b"a", b"b"]).unwrap();
+        tree.end_layer();
+        tree.whiteout(&[], b"a").unwrap();
+        tree.end_layer();
+        assert_eq!(tree.take_released().len(), 0);
+        tree.put(&[b"c"], Meta::default(), NodeKind::Fifo).unwrap();
+        assert_eq!(tree.take_released().len(), 1);
+    }
+}

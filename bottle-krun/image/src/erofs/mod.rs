@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
-use self::body::{Body, Place, Spool};
+use self::body::{Place, Spool};
 use self::dir::Dirents;
 pub(crate) use self::xattr::is_representable;
 use crate::tar::Rdev;
@@ -178,19 +178,20 @@ impl Plan {
     fn write_blocks(&self, tree: &Tree, out: &mut impl Write) -> io::Result<()> {
         for &ino in &self.order {
             let place = &self.places[ino];
-            let whole = place.size - u64::from(place.tail);
-            if whole == 0 {
-                continue;
-            }
             let bytes = match &tree.node(ino).kind {
-                NodeKind::Dir(_) => Cow::Owned(self.dir(tree, ino)),
-                NodeKind::Symlink(target) => Cow::Borrowed(&**target),
-                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::File(_) => {
-                    continue;
+                NodeKind::Dir(_) if place.size > u64::from(place.tail) => {
+                    Cow::Owned(self.dir(tree, ino))
                 }
+                NodeKind::Symlink(target) => Cow::Borrowed(&**target),
+                NodeKind::Block(_)
+                | NodeKind::Char(_)
+                | NodeKind::Dir(_)
+                | NodeKind::Fifo
+                | NodeKind::File(_) => continue,
             };
-            out.write_all(&bytes[..bytes.len() - place.tail as usize])?;
-            zeros(out, whole.wrapping_neg() % BLOCK)?;
+            let whole = &bytes[..bytes.len() - place.tail as usize];
+            out.write_all(whole)?;
+            zeros(out, (whole.len() as u64).wrapping_neg() % BLOCK)?;
         }
         Ok(())
     }
@@ -259,10 +260,8 @@ fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; 
         LAYOUT_PLAIN
     };
     let (size, union) = match &node.kind {
-        // The kernel does not look at the address of an empty file; zero, to be the same always.
-        NodeKind::File(Body { size: 0, .. }) => (0, 0),
-        NodeKind::File(body) => (body.size, place.start),
-        NodeKind::Dir(_) | NodeKind::Symlink(_) => (place.size, place.start),
+        NodeKind::File(body) => (body.size, blocks_at(body.size, place)),
+        NodeKind::Dir(_) | NodeKind::Symlink(_) => (place.size, blocks_at(place.size, place)),
         NodeKind::Block(rdev) | NodeKind::Char(rdev) => (0, encode(*rdev)),
         NodeKind::Fifo => (0, 0),
     };
@@ -283,6 +282,15 @@ fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; 
     put(&mut inode, 40, &node.meta.nanos.to_le_bytes());
     put(&mut inode, 44, &place.links.to_le_bytes());
     inode
+}
+
+/// Where the whole blocks of a body are; zero, which is never looked at, if it has none.
+fn blocks_at(size: u64, place: &InodePlace) -> u32 {
+    if size == u64::from(place.tail) {
+        0
+    } else {
+        place.start
+    }
 }
 
 /// Bytes of an inode and its extended attributes.
@@ -385,3 +393,6 @@ const NID_UNIT: u64 = 32;
 const EXTENDED: u16 = 1;
 const LAYOUT_PLAIN: u16 = 0;
 const LAYOUT_INLINE: u16 = 2;
+
+#[cfg(test)]
+mod tests;
