@@ -36,7 +36,6 @@ impl TestHost {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .envs(self.variables())
-            .env("BOTTLE_KERNEL", &self.given.kernel)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
@@ -38,6 +39,9 @@ impl TestHost {
         for dir in ["home", "run"] {
             fs::create_dir(temp.path().join(dir))?;
         }
+        let kernel = temp.path().join(KERNEL);
+        fs::create_dir_all(kernel.parent().context("it is below a directory")?)?;
+        symlink(&given.kernel, kernel)?;
         Ok(Self {
             given,
             dir: temp.path().to_owned(),
@@ -84,6 +88,7 @@ impl TestHost {
             ("XDG_STATE_HOME", below("state")),
             ("XDG_RUNTIME_DIR", below("run")),
             ("XDG_CACHE_HOME", cache),
+            ("XDG_DATA_HOME", below("data")),
         ]
     }
 
@@ -219,6 +224,9 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     }
     Ok(())
 }
+
+/// Where the command line finds the kernel library, below the directory of a host.
+pub const KERNEL: &str = "data/bottle/kernel/libkrunfw.so.5";
 
 /// What directories of runs are called, before the number of the process.
 const PREFIX: &str = "bottle-t";

@@ -1,13 +1,14 @@
 //! The main path as a user without privileges: member of the group of /dev/kvm, nothing else.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bottle_core::backend::ExitStatus;
 use bottle_tests::cli::run;
 use bottle_tests::frame::on_host;
+use bottle_tests::host::KERNEL;
 use bottle_tests::upstream::Upstream;
 use nix::unistd::Uid;
 use tokio::process::Command;
@@ -28,9 +29,11 @@ fn a_bottle_of_an_unprivileged_user_starts_reaches_what_it_may_and_nothing_else(
         args.extend(["--", "sh", "-c", script].map(str::to_owned));
         let output = if Uid::effective().is_root() {
             let kvm = Device::hand_over("/dev/kvm", GROUP)?;
-            let (bottle, kernel) = (host.dir.join("bottle"), host.dir.join("libkrunfw.so.5"));
+            let bottle = host.dir.join("bottle");
             copy(&host.given.bottle, &bottle)?;
-            copy(&host.given.kernel, &kernel)?;
+            // A copy in the place of the link, whose target the user may not reach.
+            fs::remove_file(host.dir.join(KERNEL))?;
+            copy(&host.given.kernel, &host.dir.join(KERNEL))?;
             give(&host.dir, USER)?;
             // A way to the directories of this test, and to no others.
             let run_dir = host.dir.parent().context("it is in the run's directory")?;
@@ -44,9 +47,7 @@ fn a_bottle_of_an_unprivileged_user_starts_reaches_what_it_may_and_nothing_else(
                 .arg(&bottle)
                 .args(&args);
             host.prepare(&mut command);
-            command
-                .env("BOTTLE_KERNEL", &kernel)
-                .env("XDG_CACHE_HOME", host.dir.join("home/cache"));
+            command.env("XDG_CACHE_HOME", host.dir.join("home/cache"));
             let output = run(command, b"").await;
             drop(kvm);
             output?
@@ -102,8 +103,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// Gives a directory and everything in it to a user.
 fn give(path: &Path, user: u32) -> Result<()> {
-    chown(path, Some(user), Some(user))?;
-    if path.is_dir() {
+    // The target of a link is not ours to give.
+    lchown(path, Some(user), Some(user))?;
+    if path.is_dir() && !path.is_symlink() {
         for entry in fs::read_dir(path)? {
             give(&entry?.path(), user)?;
         }
