@@ -13,6 +13,8 @@ use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::forward::Found;
+
 /// Every body that the gateway sends, in either direction.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
 
@@ -115,7 +117,7 @@ impl HttpBody for Pumped {
 pub(crate) struct Relayed {
     pub(crate) answer: Incoming,
     /// Fires when the request's body is refused; closed without a word when it was clean.
-    pub(crate) refused: Option<oneshot::Receiver<crate::forward::Found>>,
+    pub(crate) refused: Option<oneshot::Receiver<Found>>,
 }
 
 impl HttpBody for Relayed {

@@ -209,10 +209,12 @@ const MINT_EVERY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
+    use rustls::crypto::aws_lc_rs;
+
     use super::*;
 
     fn provider() -> Arc<CryptoProvider> {
-        Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+        Arc::new(aws_lc_rs::default_provider())
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! No word of it is matched text: a secret is called by its kind.
 
-use bottle_core::policy::{HostName, Reason, Rule};
+use bottle_core::policy::{HostName, HostPattern, Reason, Rule};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{HeaderName, Response, StatusCode};
@@ -40,7 +40,7 @@ impl Refusal {
             format!("{name} is not allowed")
         };
         let missing = Rule {
-            host: bottle_core::policy::HostPattern::Exact(name.clone()),
+            host: HostPattern::Exact(name.clone()),
             port,
         };
         Self {
@@ -107,7 +107,7 @@ impl Refusal {
 
     fn help(&self, event: &str) -> String {
         let start = match &self.missing {
-            Some(rule) => format!("whoever starts the bottle can add `--{}`", rule),
+            Some(rule) => format!("whoever starts the bottle can add `--{rule}`"),
             None => wording(self.reason).help.to_owned(),
         };
         format!("{start}; the decision is event {event} of this bottle")

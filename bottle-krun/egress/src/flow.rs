@@ -5,15 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bottle_core::policy::Reason;
+use bottle_core::policy::{HostName, Reason};
 use rustls::server::Acceptor;
 use tokio::time::timeout;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
-use crate::ca::{MintError, Subject};
+use crate::ca::Subject;
 use crate::denial::Refusal;
 use crate::request::Scheme;
-use crate::session::{Session, Target};
+use crate::session::{Session, Target, literal};
 use crate::shared::Shared;
 use crate::sniff::{Duplex, Opening, Peeked};
 
@@ -29,156 +29,139 @@ pub(crate) fn target_of(shared: &Shared, address: IpAddr) -> Target {
 
 /// Serves one flow to its end. Returning without having answered means a reset.
 pub(crate) async fn serve(shared: Arc<Shared>, target: Target, port: u16, stream: Box<dyn Duplex>) {
-    let verdict = shared.judge(&target, port);
-    if let Err(refusal) = &verdict
-        && !shared.speaks_http(port)
-    {
-        shared.refuse_flow(&target, port, refusal);
-        return;
-    }
-    let opened = timeout(OPENING_TIMEOUT, Peeked::open(stream)).await;
-    let (opening, stream) = match opened {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(_)) | Err(_) => {
-            if let Err(refusal) = &verdict {
-                shared.refuse_flow(&target, port, refusal);
-            }
-            return;
-        }
+    let flow = Flow {
+        shared: Arc::clone(&shared),
+        target: target.clone(),
+        port,
     };
-    match opening {
-        Opening::Tls => tls(shared, target, port, verdict, stream).await,
-        Opening::Http => {
-            let verdict = verdict.and_then(|()| {
-                if port == Scheme::Http.default_port() {
-                    Ok(())
-                } else {
-                    Err(not_tls(&target, port))
-                }
-            });
-            let session = Session::new(&shared, target, port, Scheme::Http, verdict);
-            Arc::new(session).serve_http1(stream).await;
-        }
-        Opening::Nothing => {
-            if let Err(refusal) = &verdict {
-                shared.refuse_flow(&target, port, refusal);
-            }
-        }
-        Opening::Other => {
-            let refusal = verdict.err().unwrap_or_else(|| not_tls(&target, port));
-            shared.refuse_flow(&target, port, &refusal);
-        }
+    if let Err(refusal) = flow.run(stream).await {
+        shared.refuse_flow(&target, port, &refusal);
     }
 }
 
-fn not_tls(target: &Target, port: u16) -> Refusal {
-    let host = match target {
-        Target::Name(name) => name.to_string(),
-        Target::Address(address) => address.to_string(),
-    };
-    Refusal::new(
-        Reason::BadProtocol,
-        format!("port {port} of {host} is allowed for TLS, and the first bytes are not TLS"),
-    )
-}
-
-/// Ends the guest's TLS under the name it asked for, whatever the verdict, so that a refusal can
-/// be read.
-async fn tls(
+/// One flow whose target is known and whose protocol is not.
+struct Flow {
     shared: Arc<Shared>,
     target: Target,
     port: u16,
-    verdict: Result<(), Refusal>,
-    stream: Peeked,
-) {
-    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-    let start = match timeout(TLS_TIMEOUT, acceptor).await {
-        Ok(Ok(start)) => start,
-        Ok(Err(error)) => {
-            let refusal = verdict.err().unwrap_or_else(|| handshake_failed(&error));
-            shared.refuse_flow(&target, port, &refusal);
-            return;
+}
+
+impl Flow {
+    /// Serves the flow. The error is a refusal that no request could be answered with.
+    async fn run(self, stream: Box<dyn Duplex>) -> Result<(), Refusal> {
+        let verdict = self.shared.judge(&self.target, self.port);
+        if !self.shared.speaks_http(self.port) {
+            verdict.clone()?;
         }
-        Err(_) => {
-            let refusal = verdict
-                .err()
-                .unwrap_or_else(|| handshake_failed(&io::ErrorKind::TimedOut.into()));
-            shared.refuse_flow(&target, port, &refusal);
-            return;
+        let Ok(Ok((opening, stream))) = timeout(OPENING_TIMEOUT, Peeked::open(stream)).await else {
+            return verdict;
+        };
+        match opening {
+            Opening::Tls => self.tls(verdict, stream).await,
+            Opening::Http => {
+                let verdict = verdict.and_then(|()| {
+                    if self.port == Scheme::Http.default_port() {
+                        Ok(())
+                    } else {
+                        Err(self.not_tls())
+                    }
+                });
+                self.session(Scheme::Http, verdict)
+                    .serve_http1(stream)
+                    .await;
+                Ok(())
+            }
+            Opening::Nothing => verdict,
+            Opening::Other => verdict.and_then(|()| Err(self.not_tls())),
         }
-    };
-    let (subject, verdict) = identity(&shared, &target, verdict, &start);
-    let config = match shared.authority.server_config(&subject) {
-        Ok(config) => config,
-        Err(error) => {
-            tracing::warn!(%error, "no certificate for a guest's connection");
-            let reason = match error {
-                MintError::Limit => Reason::LimitReached,
-                MintError::Certificate(_) | MintError::Random | MintError::Tls(_) => {
-                    Reason::BadProtocol
-                }
-            };
-            let refusal = verdict
-                .err()
-                .unwrap_or_else(|| Refusal::new(reason, error.to_string()));
-            shared.refuse_flow(&target, port, &refusal);
-            return;
+    }
+
+    /// Ends the guest's TLS under the name it asked for, whatever the verdict, so that a refusal
+    /// can be read.
+    async fn tls(self, verdict: Result<(), Refusal>, stream: Peeked) -> Result<(), Refusal> {
+        let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let start = match timed(acceptor).await {
+            Ok(start) => start,
+            Err(error) => return verdict.and_then(|()| Err(handshake_failed(&error))),
+        };
+        let (subject, verdict) = self.identity(verdict, &start);
+        let config = match self.shared.authority.server_config(&subject) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::warn!(%error, "no certificate for a guest's connection");
+                return verdict
+                    .and_then(|()| Err(Refusal::new(Reason::LimitReached, error.to_string())));
+            }
+        };
+        let stream = match timed(start.into_stream(config)).await {
+            Ok(stream) => stream,
+            Err(error) => return verdict.and_then(|()| Err(handshake_failed(&error))),
+        };
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let session = self.session(Scheme::Https, verdict);
+        if is_h2 {
+            session.serve_http2(stream).await;
+        } else {
+            session.serve_http1(stream).await;
         }
-    };
-    let accepted = timeout(TLS_TIMEOUT, start.into_stream(config))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let stream = match accepted {
-        Ok(stream) => stream,
-        Err(error) => {
-            let refusal = verdict.err().unwrap_or_else(|| handshake_failed(&error));
-            shared.refuse_flow(&target, port, &refusal);
-            return;
-        }
-    };
-    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let session = Arc::new(Session::new(&shared, target, port, Scheme::Https, verdict));
-    if is_h2 {
-        session.serve_http2(stream).await;
-    } else {
-        session.serve_http1(stream).await;
+        Ok(())
+    }
+
+    fn session(self, scheme: Scheme, verdict: Result<(), Refusal>) -> Arc<Session> {
+        Arc::new(Session::new(
+            &self.shared,
+            self.target,
+            self.port,
+            scheme,
+            verdict,
+        ))
+    }
+
+    fn not_tls(&self) -> Refusal {
+        let host = self.target.shown(&self.shared);
+        Refusal::new(
+            Reason::BadProtocol,
+            format!(
+                "port {} of {host} is allowed for TLS, and the first bytes are not TLS",
+                self.port
+            ),
+        )
+    }
+
+    /// Compares the name in the handshake with the flow's, and says which name to answer under.
+    fn identity(
+        &self,
+        verdict: Result<(), Refusal>,
+        start: &StartHandshake<Peeked>,
+    ) -> (Subject, Result<(), Refusal>) {
+        let hello = start.client_hello();
+        let sni: Option<HostName> = hello.server_name().and_then(|name| name.parse().ok());
+        let own = match &self.target {
+            Target::Name(name) => Subject::Name(name.clone()),
+            Target::Address(address) => Subject::Address(*address),
+        };
+        let mismatch = |detail: String| Err(Refusal::new(Reason::AuthorityMismatch, detail));
+        let Some(sni) = sni else {
+            let nameless = "the TLS handshake names no host (SNI)".to_owned();
+            return (own, verdict.and_then(|()| mismatch(nameless)));
+        };
+        let verdict = verdict.and_then(|()| match &self.target {
+            Target::Name(name) if *name == sni => Ok(()),
+            Target::Name(name) => mismatch(format!(
+                "the TLS handshake names {}, the connection is to {name}",
+                Target::Name(sni.clone()).shown(&self.shared)
+            )),
+            Target::Address(address) => Err(literal(*address)),
+        });
+        (Subject::Name(sni), verdict)
     }
 }
 
-/// Compares the name in the handshake with the flow's, and says which name to answer under.
-fn identity(
-    shared: &Shared,
-    target: &Target,
-    verdict: Result<(), Refusal>,
-    start: &StartHandshake<Peeked>,
-) -> (Subject, Result<(), Refusal>) {
-    let hello = start.client_hello();
-    let sni = hello.server_name().and_then(|name| name.parse().ok());
-    let flow = match target {
-        Target::Name(name) => Subject::Name(name.clone()),
-        Target::Address(address) => Subject::Address(*address),
-    };
-    let Some(sni) = sni else {
-        let verdict = verdict.and_then(|()| {
-            Err(Refusal::new(
-                Reason::AuthorityMismatch,
-                "the TLS handshake names no host (SNI)",
-            ))
-        });
-        return (flow, verdict);
-    };
-    let verdict = verdict.and_then(|()| match &flow {
-        Subject::Name(name) if *name == sni => Ok(()),
-        Subject::Name(name) => Err(Refusal::new(
-            Reason::AuthorityMismatch,
-            match shared.scanner.scan_text(sni.as_str().as_bytes()) {
-                None => format!("the TLS handshake names {sni}, the connection is to {name}"),
-                Some(_) => format!("the TLS handshake names another host than {name}"),
-            },
-        )),
-        Subject::Address(address) => Err(crate::session::literal(*address)),
-    });
-    (Subject::Name(sni), verdict)
+/// Bounds a step of a handshake.
+async fn timed<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(TLS_TIMEOUT, step)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn handshake_failed(error: &io::Error) -> Refusal {

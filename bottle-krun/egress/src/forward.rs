@@ -5,13 +5,16 @@
 //!                └─ long: dial, send ◄─ released chunks ─ pump (holds back what may be a secret)
 //! ```
 
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bottle_core::policy::Reason;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, TRAILER,
+};
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
@@ -24,7 +27,7 @@ use crate::body::{Body, BodyError, Held, Pumped, Relayed};
 use crate::denial::Refusal;
 use crate::ledger::{Ledger, Seen};
 use crate::request;
-use crate::scan::{BodyScan, ScanRefusal, Scanner};
+use crate::scan::{BodyScan, ContentEncoding, ScanRefusal, Scanner};
 use crate::upstream::{DialError, Upstream};
 
 /// A body was refused while it streamed; the event with this id says so.
@@ -57,7 +60,7 @@ impl Carrier<'_> {
         mut parts: Parts,
         body: Incoming,
     ) -> Response<Body> {
-        let (body, found) = match self.body(&seen, &parts, body).await {
+        let (body, found) = match self.body(&seen, &mut parts.headers, body).await {
             Ok(ready) => ready,
             Err(refusal) => return self.deny(&seen, refusal),
         };
@@ -133,13 +136,13 @@ impl Carrier<'_> {
     async fn body(
         &self,
         seen: &Seen,
-        parts: &Parts,
+        headers: &mut HeaderMap,
         mut body: Incoming,
     ) -> Result<(Body, Option<oneshot::Receiver<Found>>), Refusal> {
         if body.is_end_stream() {
             return Ok((Held::new([], None).boxed_unsync(), None));
         }
-        let mut scan = self.scanner.stream(request::encoding(&parts.headers)?);
+        let mut scan = self.scanner.stream(request::encoding(headers)?);
         let length = body.size_hint().exact();
         let patience = match length {
             Some(length) if length <= HELD_WHOLE => SHORT_BODY_TIMEOUT,
@@ -170,10 +173,13 @@ impl Carrier<'_> {
                     Err(frame) => frame.into_trailers().ok(),
                 },
             };
-            if let Some(trailers) = &trailers {
-                scan_trailers(self.scanner, trailers)?;
-            }
+            let trailers = trailers
+                .map(|trailers| judge_trailers(self.scanner, trailers))
+                .transpose()?;
             ready.extend(scan.finish().map_err(|r| refused_body(&r))?);
+            if let Some(trailers) = &trailers {
+                announce(headers, trailers);
+            }
             return Ok((Held::new(ready, trailers).boxed_unsync(), None));
         }
         if length.is_some_and(|length| length <= HELD_WHOLE) {
@@ -268,13 +274,13 @@ impl Pump {
                 },
             }
         };
-        if let Some(trailers) = &trailers
-            && let Err(refusal) = scan_trailers(&self.scanner, trailers)
-        {
-            return Pumping::Refused(refusal);
-        }
-        let last = self.scanner.stream(crate::scan::ContentEncoding::Identity);
-        match std::mem::replace(&mut self.scan, last).finish() {
+        let trailers = match trailers.map(|trailers| judge_trailers(&self.scanner, trailers)) {
+            None => None,
+            Some(Ok(trailers)) => Some(trailers),
+            Some(Err(refusal)) => return Pumping::Refused(refusal),
+        };
+        let last = self.scanner.stream(ContentEncoding::Identity);
+        match mem::replace(&mut self.scan, last).finish() {
             Ok(ready) => {
                 self.release(ready).await;
             }
@@ -332,13 +338,28 @@ fn refused_body(refusal: &ScanRefusal) -> Refusal {
     Refusal::new(reason, refusal.to_string())
 }
 
-fn scan_trailers(scanner: &Arc<Scanner>, trailers: &HeaderMap) -> Result<(), Refusal> {
-    match request::headers(scanner, trailers) {
-        None => Ok(()),
+/// Refuses trailers with a secret, and leaves out what has no business in a trailer.
+fn judge_trailers(scanner: &Arc<Scanner>, mut trailers: HeaderMap) -> Result<HeaderMap, Refusal> {
+    match request::headers(scanner, &trailers) {
+        None => {
+            request::strip_hop_by_hop(&mut trailers);
+            for name in [HOST, CONTENT_LENGTH, CONTENT_ENCODING, TRAILER] {
+                trailers.remove(name);
+            }
+            Ok(trailers)
+        }
         Some(finding) => Err(Refusal::new(
             Reason::SecretFound,
             format!("request trailer contains secret: {}", finding.name),
         )),
+    }
+}
+
+/// HTTP/1.1 carries only those trailers that the head announced.
+fn announce(headers: &mut HeaderMap, trailers: &HeaderMap) {
+    headers.remove(TRAILER);
+    for name in trailers.keys() {
+        headers.append(TRAILER, HeaderValue::from(name.clone()));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Decisions become events, each with an id that the guest is told too.
 
 use std::fmt::{self, Debug, Formatter};
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -100,7 +101,7 @@ impl Drop for Allowed {
                 port: seen.port,
                 method: seen.method,
                 path: seen.path,
-                rule: std::mem::take(&mut self.rule),
+                rule: mem::take(&mut self.rule),
                 status: self.status,
                 dialled: self.dialled,
             });

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bottle_core::policy::Reason;
 use bytes::Bytes;
+use http::header::HOST;
 use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{self, OnUpgrade};
 use hyper_util::rt::TokioIo;
 
 use crate::body::{Body, full};
@@ -92,7 +93,7 @@ struct Tunnel {
 impl Front {
     async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         if request.method() == Method::CONNECT {
-            let upgrade = hyper::upgrade::on(&mut request);
+            let upgrade = upgrade::on(&mut request);
             let (parts, _) = request.into_parts();
             return self.connect(&parts, upgrade);
         }
@@ -117,7 +118,7 @@ impl Front {
         let Some((target, port)) = parse_target(authority.as_str()) else {
             return self.refuse(&request, &not_a_host());
         };
-        let port = port.unwrap_or(Scheme::Http.default_port());
+        let port = port.unwrap_or_else(|| Scheme::Http.default_port());
         let session = self.session(target, port);
         session.answer(request).await
     }
@@ -125,13 +126,8 @@ impl Front {
     /// Takes a CONNECT, or refuses it where nothing inside could explain why.
     fn connect(&self, parts: &Parts, upgrade: OnUpgrade) -> Response<Body> {
         let authority = parts.uri.authority().map_or("", |a| a.as_str());
-        let parsed = parse_target(authority);
-        let (target, port) = match parsed {
-            Some((target, Some(port))) => (target, port),
-            Some((_, None)) | None => {
-                let seen = self.seen(parts);
-                return deny(&self.shared, &seen, &not_a_host());
-            }
+        let Some((target, Some(port))) = parse_target(authority) else {
+            return deny(&self.shared, &self.seen(parts), &not_a_host());
         };
         let named = target.clone();
         // A client may have looked the name up by itself.
@@ -149,7 +145,7 @@ impl Front {
         if let Err(refusal) = request::secrets(&self.shared.scanner, parts) {
             return deny(&self.shared, &seen, &refusal);
         }
-        if let Some(host) = parts.headers.get(http::header::HOST)
+        if let Some(host) = parts.headers.get(HOST)
             && parse_host(host.as_bytes()).is_none_or(|(host, host_port)| {
                 host != named || host_port.is_some_and(|host_port| host_port != port)
             })

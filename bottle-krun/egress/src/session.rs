@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bottle_core::policy::{HostName, Reason, Verdict};
+use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -178,10 +179,7 @@ impl Session {
     }
 
     /// Finds the rule for this request; the connection's own verdict is not enough.
-    fn judge(
-        &self,
-        parts: &http::request::Parts,
-    ) -> Result<(String, &HostName, &Upstream), Refusal> {
+    fn judge(&self, parts: &Parts) -> Result<(String, &HostName, &Upstream), Refusal> {
         let (upstream, name) = match (&self.mode, &self.target) {
             (Mode::Open(upstream), Target::Name(name)) => (upstream, name),
             (Mode::Open(_), Target::Address(address)) => return Err(literal(*address)),
@@ -217,7 +215,6 @@ pub(crate) fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .half_close(true)
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(MAX_HEADER_COUNT)
         .max_header_size(MAX_HEADERS as usize)

@@ -4,6 +4,7 @@ use bottle_core::event::Happening;
 use bottle_core::policy::Reason;
 use bottle_core::secret::Secret;
 use bytes::Bytes;
+use futures_util::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
@@ -180,34 +181,35 @@ async fn a_known_value_is_refused_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_token_in_a_trailer_is_refused() {
-    let (gateway, origin) = gateway().await;
-    let mut trailers = http::HeaderMap::new();
-    trailers.insert("x-sum", github_token().parse().unwrap());
-    let send = async |trailers: http::HeaderMap| -> Answer {
-        let frames = [
-            Ok(Frame::data(Bytes::from_static(b"data"))),
-            Ok(Frame::trailers(trailers)),
-        ];
-        let body: Body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
-        let mut sender = gateway.http2(AUTHORITY).await;
-        send2(&mut sender, request2("POST", NAME, "/", body)).await
-    };
-    let answer = send(trailers.clone()).await;
-    answer.assert_refused(
-        "secret-found",
-        "request trailer contains secret: GitHub Token",
-    );
-    assert_eq!(origin.log.connections(), 0);
-    trailers.insert("x-sum", "42".parse().unwrap());
-    assert_eq!(send(trailers).await.status, 200);
-    let arrived = origin.log.requests().pop().unwrap();
-    assert_eq!(arrived.trailers.unwrap()["x-sum"], "42");
+async fn a_token_in_a_trailer_is_refused_and_other_trailers_pass() {
+    for alpn in [&["http/1.1"][..], &["h2"]] {
+        let ca = TestCa::new();
+        let origin = Origin::tls(&ca, NAME, alpn).await;
+        let gateway = Gateway::new(&ca, &[NAME], &[(NAME, 443, origin.address)]);
+        let send = async |sum: &str| -> Answer {
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("x-sum", sum.parse().unwrap());
+            let frames = [
+                Ok(Frame::data(Bytes::from_static(b"data"))),
+                Ok(Frame::trailers(trailers)),
+            ];
+            let body: Body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+            let mut sender = gateway.http2(AUTHORITY).await;
+            send2(&mut sender, request2("POST", NAME, "/", body)).await
+        };
+        send(&github_token()).await.assert_refused(
+            "secret-found",
+            "request trailer contains secret: GitHub Token",
+        );
+        assert_eq!(origin.log.connections(), 0);
+        assert_eq!(send("42").await.status, 200);
+        let arrived = origin.log.requests().pop().unwrap();
+        assert_eq!(arrived.trailers.unwrap()["x-sum"], "42");
+    }
 }
 
 #[tokio::test]
 async fn a_token_in_a_name_is_refused_before_it_is_resolved() {
-    let (gateway, _origin) = gateway().await;
     let known = "correct-horse-battery-staple";
     let ca = TestCa::new();
     let secret = Secret::new("DEPLOY_KEY", known).unwrap();
@@ -217,7 +219,6 @@ async fn a_token_in_a_name_is_refused_before_it_is_resolved() {
     assert!(head.contains("dlp_match"), "{head}");
     let all = serde_json::to_string(&wild.events.all()).unwrap();
     assert!(!all.contains(known), "{all}");
-    drop(gateway);
 }
 
 fn base64(text: &str) -> String {

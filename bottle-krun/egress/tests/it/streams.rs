@@ -168,6 +168,38 @@ async fn a_guest_that_goes_away_takes_its_upload_with_it() {
 }
 
 #[tokio::test]
+async fn a_guest_that_gives_up_waiting_ends_its_request() {
+    for alpn in [&["http/1.1"][..], &["h2"]] {
+        let (gateway, origin) = gateway(alpn).await;
+        let mut old = gateway.http1(AUTHORITY).await;
+        let mut new = gateway.http2(AUTHORITY).await;
+        let hang = || request2("GET", NAME, "/hang", empty());
+        let one = tokio::spawn(async move {
+            let request = request("GET", NAME, "/hang", empty());
+            old.send_request(request).await
+        });
+        let two = tokio::spawn(async move { new.send_request(hang()).await });
+        until("both requests", || {
+            origin.log.hung.load(Ordering::SeqCst) == 2
+        })
+        .await;
+        one.abort();
+        two.abort();
+        until("both ends", || {
+            gateway.events.allowed().len() == 2 && origin.log.broken.load(Ordering::SeqCst) == 2
+        })
+        .await;
+        assert!(
+            gateway
+                .events
+                .allowed()
+                .iter()
+                .all(|allowed| allowed.2.is_none())
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_guest_that_waits_for_continue_is_told_to() {
     let (gateway, origin) = gateway(&["http/1.1"]).await;
     let mut stream = gateway.https(AUTHORITY, &["http/1.1"]).await;

@@ -109,7 +109,7 @@ impl Events {
                     detail,
                     ..
                 } => Some((reason, host, detail)),
-                _ => None,
+                Happening::Stage { .. } | _ => None,
             })
             .collect()
     }
@@ -122,7 +122,7 @@ impl Events {
                 Happening::Allowed {
                     host, path, status, ..
                 } => Some((host, path, status)),
-                _ => None,
+                Happening::Stage { .. } | _ => None,
             })
             .collect()
     }
@@ -187,6 +187,8 @@ pub(crate) struct Log {
     pub(crate) received: AtomicUsize,
     /// Request bodies that broke off.
     pub(crate) broken: AtomicUsize,
+    /// Requests for `/hang`.
+    pub(crate) hung: AtomicUsize,
     pub(crate) requests: Mutex<Vec<Arrived>>,
 }
 
@@ -283,6 +285,12 @@ async fn serve(
             *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
             return Ok(response);
         }
+        // Counts a request that was given up.
+        "/hang" => {
+            log.hung.fetch_add(1, Ordering::SeqCst);
+            let _gone = Gone(Arc::clone(&log));
+            std::future::pending::<()>().await;
+        }
         "/reset" => return Err(std::io::Error::other("as asked")),
         "/big" => {
             let chunk = Bytes::from(vec![b'x'; 64 << 10]);
@@ -331,6 +339,15 @@ async fn serve(
         .header("alt-svc", "h3=\":443\"")
         .body(text("hello"))
         .unwrap())
+}
+
+/// Counts itself as broken when it goes.
+struct Gone(Arc<Log>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.broken.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// The length of `/big`.

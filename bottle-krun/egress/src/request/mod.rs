@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bottle_core::policy::{HostName, Reason};
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
-    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::Authority;
@@ -154,7 +154,8 @@ fn method_and_target(parts: &Parts) -> Result<(), Refusal> {
         return bad("changing the protocol (Upgrade, WebSocket) is not allowed");
     }
     let path = parts.uri.path();
-    if !path.starts_with('/') && !(path == "*" && parts.method == Method::OPTIONS) {
+    let is_whole_server = path == "*" && parts.method == Method::OPTIONS;
+    if !path.starts_with('/') && !is_whole_server {
         return bad("the request target is not a path");
     }
     Ok(())
@@ -286,7 +287,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    for name in [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, EXPECT] {
+    for name in [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, EXPECT] {
         headers.remove(name);
     }
     for name in [
@@ -318,3 +319,6 @@ pub(crate) fn rewrite(parts: &mut Parts) {
 const MAX_METHOD: usize = 32;
 const MAX_RECORDED_PATH: usize = 1024;
 pub(crate) const WITHHELD: &str = "(withheld: it contains a secret)";
+
+#[cfg(test)]
+mod tests;
