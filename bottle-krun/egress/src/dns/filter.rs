@@ -139,7 +139,7 @@ fn is_special(name: &HostName) -> bool {
     !name.as_str().contains('.') || SPECIAL.iter().any(|top| is_under(name, top))
 }
 
-fn has_short_labels(name: &HostName, suffix: &HostName) -> bool {
+pub(crate) fn has_short_labels(name: &HostName, suffix: &HostName) -> bool {
     let left = name.as_str().len() - suffix.as_str().len();
     name.as_str()[..left]
         .split('.')

@@ -4,6 +4,7 @@
 //! question as it stood and adds at most one record. So an answer is at most [`MAX_GROWTH`] bytes
 //! longer than its query.
 
+use std::iter;
 use std::net::IpAddr;
 
 /// The most bytes by which an answer exceeds its query: an IPv6 record and an OPT record.
@@ -57,7 +58,7 @@ impl<'a> Name<'a> {
     /// Returns the labels, leftmost first.
     pub(super) fn labels(self) -> impl Iterator<Item = &'a [u8]> {
         let mut rest = self.0;
-        std::iter::from_fn(move || {
+        iter::from_fn(move || {
             let (len, tail) = rest.split_first()?;
             let (label, tail) = tail.split_at_checked(usize::from(*len))?;
             rest = tail;
@@ -142,7 +143,7 @@ impl<'a> Query<'a> {
         if message.len() > MAX_QUERY {
             return Err(header.reject(Rcode::FormatError));
         }
-        Self::body(header, counts, reader).ok_or(header.reject(Rcode::FormatError))
+        Self::body(header, counts, reader).ok_or_else(|| header.reject(Rcode::FormatError))
     }
 
     fn body(header: Header, counts: [u16; 4], mut reader: Reader<'a>) -> Option<Self> {

@@ -13,7 +13,7 @@
 //! the table and the record.
 
 mod coalesce;
-mod filter;
+pub(crate) mod filter;
 mod message;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use bottle_core::policy::Rule;
 use bottle_core::secret::Secret;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RecordType};
 use proptest::prelude::{any, prop};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
@@ -27,15 +27,18 @@ impl EventSink for Events {
 impl Events {
     fn dns(&self) -> Vec<(String, String, String)> {
         let events = self.0.lock().unwrap();
-        let dns = events.iter().filter_map(|event| match event {
-            Happening::Dns {
+        let mut dns = Vec::new();
+        for event in events.iter() {
+            if let Happening::Dns {
                 name,
                 qtype,
                 answer,
-            } => Some((name.clone(), qtype.clone(), answer.clone())),
-            _ => None,
-        });
-        dns.collect()
+            } = event
+            {
+                dns.push((name.clone(), qtype.clone(), answer.clone()));
+            }
+        }
+        dns
     }
 }
 
@@ -95,11 +98,7 @@ impl Bed {
                 record.name.to_string(),
                 Name::from_ascii(name).unwrap().to_string()
             );
-            match &record.data {
-                RData::A(address) => IpAddr::V4(address.0),
-                RData::AAAA(address) => IpAddr::V6(address.0),
-                other => panic!("{other:?}"),
-            }
+            record.data.ip_addr().unwrap()
         });
         (answer.metadata.response_code, addresses.collect())
     }

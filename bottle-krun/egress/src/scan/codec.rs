@@ -263,7 +263,8 @@ fn zstd(
         taken += status.bytes_read;
         sink(&buffer[..status.bytes_written])?;
         let is_full = status.bytes_written == buffer.len();
-        if taken == input.len() && !is_full {
+        // After the end of a frame, one more run would begin another.
+        if taken == input.len() && (!is_full || status.remaining == 0) {
             return Ok(status.remaining);
         }
         if !is_full && status.bytes_read == 0 && status.bytes_written == 0 {

@@ -3,6 +3,8 @@
 use std::io::Write;
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use proptest::prelude::{any, prop};
 use proptest::sample::Index;
 use proptest::{prop_assert, prop_assert_eq, proptest};
@@ -85,14 +87,12 @@ fn encode(encoding: ContentEncoding, body: &[u8]) -> Vec<u8> {
     match encoding {
         ContentEncoding::Brotli => stored_brotli(body),
         ContentEncoding::Deflate => {
-            let mut encoder =
-                flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+            let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(body).unwrap();
             encoder.finish().unwrap()
         }
         ContentEncoding::Gzip => {
-            let mut encoder =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(body).unwrap();
             encoder.finish().unwrap()
         }
@@ -383,9 +383,22 @@ fn an_encoded_body_without_a_secret_leaves_unchanged() {
 }
 
 #[test]
+fn a_body_that_ends_where_the_decoder_s_buffer_does_leaves_whole() {
+    let scanner = scanner();
+    for encoding in ENCODINGS {
+        for length in [16 << 10, 64 << 10, 128 << 10, 256 << 10] {
+            let encoded = encode(encoding, &b"line\n--".repeat(length / 7 + 1)[..length]);
+            let outcome = push_all(&scanner, encoding, [&encoded[..]]);
+            assert_eq!(outcome.refusal, None, "{encoding:?} {length}");
+            assert_eq!(outcome.released, encoded, "{encoding:?} {length}");
+        }
+    }
+}
+
+#[test]
 fn bare_deflate_members_frames_and_empty_bodies_are_understood() {
     let scanner = scanner();
-    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(github_token().as_bytes()).unwrap();
     let bare = encoder.finish().unwrap();
     let refusal = |encoding, body: &[u8]| push_all(&scanner, encoding, [body]).refusal;
@@ -417,7 +430,7 @@ fn a_secret_beside_the_encoded_data_is_found() {
     let token = github_token();
     let mut comment = flate2::GzBuilder::new()
         .comment(token.as_bytes())
-        .write(Vec::new(), flate2::Compression::fast());
+        .write(Vec::new(), Compression::fast());
     comment.write_all(b"harmless").unwrap();
     let mut skippable = 0x184d_2a50_u32.to_le_bytes().to_vec();
     skippable.extend(u32::try_from(token.len()).unwrap().to_le_bytes());
