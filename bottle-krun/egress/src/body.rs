@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::forward::Found;
 
@@ -118,6 +119,8 @@ pub(crate) struct Relayed {
     pub(crate) answer: Incoming,
     /// Fires when the request's body is refused; closed without a word when it was clean.
     pub(crate) refused: Option<oneshot::Receiver<Found>>,
+    /// The request's place is taken until its answer has been relayed.
+    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl HttpBody for Relayed {

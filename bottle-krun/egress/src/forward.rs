@@ -20,7 +20,7 @@ use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::body::{Body, BodyError, Held, Pumped, Relayed};
@@ -50,6 +50,8 @@ pub(crate) struct Carrier<'a> {
     pub(crate) upstream: &'a Upstream,
     /// The rule that allows it, as written.
     pub(crate) rule: String,
+    /// The request's place among the bottle's.
+    pub(crate) permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Carrier<'_> {
@@ -118,6 +120,7 @@ impl Carrier<'_> {
                 let relayed = Relayed {
                     answer,
                     refused: found,
+                    _permit: Arc::clone(&self.permit),
                 };
                 Response::from_parts(parts, relayed.boxed_unsync())
             }
@@ -198,6 +201,7 @@ impl Carrier<'_> {
             scan,
             body,
             frames,
+            _permit: Arc::clone(&self.permit),
         };
         tokio::spawn(pump.run(ready, found));
         let pumped = Pumped {
@@ -217,6 +221,7 @@ struct Pump {
     scan: BodyScan,
     body: Incoming,
     frames: mpsc::Sender<Result<Frame<Bytes>, BodyError>>,
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// How a pump ended.

@@ -55,7 +55,7 @@ use crate::ledger::Ledger;
 use crate::names::NameTable;
 use crate::scan::Scanner;
 use crate::session::Target;
-use crate::shared::Shared;
+use crate::shared::{MAX_REQUESTS, Shared};
 use crate::upstream::Dialer;
 
 /// The synthetic address of the gateway itself: a CONNECT proxy answers on [`PROXY_PORT`].
@@ -134,6 +134,7 @@ impl Egress {
             authority,
             dialer: Arc::new(Dialer { resolve, tls }),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         };
         Ok(Self {
             shared: Arc::new(shared),

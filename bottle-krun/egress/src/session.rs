@@ -35,7 +35,7 @@ impl Target {
     pub(crate) fn shown(&self, shared: &Shared) -> String {
         match self {
             Self::Address(address) => address.to_string(),
-            Self::Name(name) => match shared.scanner.scan_text(name.as_str().as_bytes()) {
+            Self::Name(name) => match shared.secret_in(name) {
                 None => name.to_string(),
                 Some(_) => WITHHELD.to_owned(),
             },
@@ -157,7 +157,10 @@ impl Session {
         let shared = &self.shared;
         let host = self.target.shown(shared);
         let seen = request::describe(&shared.scanner, host, self.port, &parts);
-        let (rule, name, upstream) = match self.judge(&parts) {
+        let judged = shared
+            .begin_request()
+            .and_then(|permit| Ok((permit, self.judge(&parts)?)));
+        let (permit, (rule, name, upstream)) = match judged {
             Ok(judged) => judged,
             Err(refusal) => {
                 drain_short(&parts.headers, body).await;
@@ -174,6 +177,7 @@ impl Session {
             ledger: &shared.ledger,
             upstream,
             rule,
+            permit: Arc::new(permit),
         };
         carrier.carry(seen, parts, body).await
     }

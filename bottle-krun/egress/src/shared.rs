@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use bottle_core::policy::{Policy, Reason, Verdict};
-use tokio::sync::Semaphore;
+use bottle_core::policy::{HostName, HostPattern, Policy, Reason, Rule, Verdict};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ca::Authority;
 use crate::denial::Refusal;
+use crate::dns::filter::has_short_labels;
 use crate::ledger::{Ledger, Seen};
 use crate::names::NameTable;
-use crate::scan::Scanner;
+use crate::scan::{Finding, Scanner};
 use crate::session::{Target, literal};
 use crate::upstream::Dialer;
 
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) dialer: Arc<Dialer>,
     /// One permit per connection.
     pub(crate) connections: Arc<Semaphore>,
+    /// One permit per request: what is buffered for the guest is bounded by their number.
+    pub(crate) requests: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -32,16 +35,51 @@ impl Shared {
             Target::Address(address) => return Err(literal(*address)),
             Target::Name(name) => name,
         };
-        if let Some(finding) = self.scanner.scan_text(name.as_str().as_bytes()) {
+        if let Some(finding) = self.secret_in(name) {
             return Err(Refusal::new(
                 Reason::SecretFound,
                 format!("host name contains secret: {}", finding.name),
             ));
         }
         match self.policy.decide(name, port) {
-            Verdict::Allow(_) => Ok(()),
+            Verdict::Allow(rule) => self.judge_wildcard(name, rule),
             Verdict::Refuse(reason) => Err(Refusal::unlisted(reason, name, port)),
         }
+    }
+
+    /// A name under a wildcard tells its upstream's name servers something: little, and not often.
+    fn judge_wildcard(&self, name: &HostName, rule: &Rule) -> Result<(), Refusal> {
+        let limit = |detail: String| {
+            Err(Refusal::new(Reason::LimitReached, detail).under(&rule.to_string()))
+        };
+        match &rule.host {
+            HostPattern::Exact(_) => Ok(()),
+            HostPattern::Below(suffix) if !has_short_labels(name, suffix) => {
+                limit(format!("a label of a name under {suffix} is too long"))
+            }
+            HostPattern::Below(suffix) if self.names.address_of(name).is_none() => {
+                limit(format!("too many names under {suffix} were used"))
+            }
+            HostPattern::Below(_) => Ok(()),
+        }
+    }
+
+    /// Looks for a secret in a name, and across its labels: a value longer than one has to be cut.
+    pub(crate) fn secret_in(&self, name: &HostName) -> Option<Finding> {
+        let name = name.as_str();
+        self.scanner
+            .scan_text(name.as_bytes())
+            .or_else(|| self.scanner.scan_text(name.replace('.', "").as_bytes()))
+    }
+
+    /// Takes the place of one request; it is free again when the value goes.
+    pub(crate) fn begin_request(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+            Refusal::new(
+                Reason::LimitReached,
+                format!("more than {MAX_REQUESTS} requests at once"),
+            )
+        })
     }
 
     /// Records a refusal that no request was read for.
@@ -60,5 +98,8 @@ impl Shared {
         HTTP_PORTS.contains(&port) || self.policy.ports().contains(&port)
     }
 }
+
+/// Most requests of one bottle at once, their answers included.
+pub(crate) const MAX_REQUESTS: usize = 256;
 
 const HTTP_PORTS: [u16; 5] = [80, 443, 8000, 8080, 8443];

@@ -1,5 +1,10 @@
 //! The gateway between a guest's streams and real TLS servers on loopback.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the harness is test code outside `#[test]` functions"
+)]
+
 mod allowed;
 mod refused;
 mod secrets;

@@ -1,6 +1,7 @@
 //! What may not pass is told why, and leaves an event.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::Ordering;
 
 use bottle_core::policy::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -276,7 +277,7 @@ async fn ambiguous_framing_never_reaches_the_upstream_as_written() {
 async fn an_upstream_that_fails_is_explained() {
     let ca = TestCa::new();
     let other = Origin::tls(&TestCa::new(), NAME, &[]).await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+    let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
@@ -325,4 +326,48 @@ async fn the_proxy_takes_nothing_but_proxy_requests() {
     );
     gateway.tunnel("allowed.test").await.unwrap_err();
     gateway.tunnel("0x7f000001:443").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_name_under_a_wildcard_says_little_and_not_often() {
+    let (gateway, _origin) = gateway().await;
+    let long = format!("{}.wild.test", "x".repeat(41));
+    let mut sender = gateway.http1(&format!("{long}:443")).await;
+    let answer = send1(&mut sender, request("GET", &long, "/", empty())).await;
+    answer.assert_refused(
+        "limit-reached",
+        "a label of a name under wild.test is too long",
+    );
+    assert_eq!(answer.headers["x-pipelock-block-reason"], "rate_limit");
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_are_refused_and_later_ones_pass() {
+    let (gateway, origin) = gateway().await;
+    let mut senders = Vec::new();
+    let mut hanging = Vec::new();
+    for _ in 0..4 {
+        let sender = gateway.http2(AUTHORITY).await;
+        for _ in 0..64 {
+            let mut sender = sender.clone();
+            hanging.push(tokio::spawn(async move {
+                let request = request2("GET", NAME, "/hang", empty());
+                sender.send_request(request).await
+            }));
+        }
+        senders.push(sender);
+    }
+    until("256 requests", || {
+        origin.log.hung.load(Ordering::SeqCst) == 256
+    })
+    .await;
+    let mut sender = gateway.http1(AUTHORITY).await;
+    let answer = send1(&mut sender, request("GET", NAME, "/", empty())).await;
+    answer.assert_refused("limit-reached", "more than 256 requests at once");
+    for request in hanging {
+        request.abort();
+    }
+    until("their ends", || gateway.events.allowed().len() == 256).await;
+    let answer = send1(&mut sender, request("GET", NAME, "/", empty())).await;
+    assert_eq!(answer.status, 200);
 }

@@ -1,5 +1,7 @@
 //! A secret leaves in no part of a request, and the upstream sees nothing of one that carries it.
 
+use std::sync::atomic::Ordering;
+
 use bottle_core::event::Happening;
 use bottle_core::policy::Reason;
 use bottle_core::secret::Secret;
@@ -10,7 +12,7 @@ use http_body_util::{BodyExt, StreamBody};
 
 use crate::support::{
     Answer, Body, Gateway, Origin, TestCa, chunks, empty, github_token, request, request2, send1,
-    send2, text, until,
+    send2, sized, text, until,
 };
 
 const NAME: &str = "allowed.test";
@@ -83,18 +85,14 @@ async fn a_token_in_a_long_body_aborts_it_before_the_token_is_out() {
     let long = |known: bool| {
         let token = Bytes::from(format!(" {} ", github_token()));
         let parts = vec![filler.clone(), token, filler.clone()];
-        if known {
-            crate::support::sized(&parts)
-        } else {
-            chunks(parts)
-        }
+        if known { sized(&parts) } else { chunks(parts) }
     };
     for (count, known) in [(1, true), (2, false)] {
         let mut sender = gateway.http2(AUTHORITY).await;
         let answer = send2(&mut sender, request2("POST", NAME, "/count", long(known))).await;
         answer.assert_refused("secret-found", IN_BODY);
         until("the abort", || {
-            origin.log.broken.load(std::sync::atomic::Ordering::SeqCst) == count
+            origin.log.broken.load(Ordering::SeqCst) == count
         })
         .await;
     }

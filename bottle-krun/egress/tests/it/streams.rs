@@ -1,5 +1,6 @@
 //! Long bodies stream both ways, and who stalls holds back himself only.
 
+use std::fs;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ fn mebibytes(count: usize) -> Body {
 
 /// Returns the most memory that this process had at once, in KiB.
 fn peak_memory() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()
         .find(|line| line.starts_with("VmHWM"))

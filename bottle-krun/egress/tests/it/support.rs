@@ -1,7 +1,8 @@
 //! Origins with a CA of the test's own, a guest's side of the gateway, and the events in between.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, pending};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,15 +21,17 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
+use hyper::server::conn as server;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -45,14 +48,14 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
     soon(what, async {
         while !holds() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(2)).await;
         }
     })
     .await;
 }
 
-pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
 }
 
 /// A GitHub token with a right checksum, made at run time so that none stands in the tree.
@@ -231,7 +234,7 @@ impl Origin {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| serve(Arc::clone(&log), request));
                     let Some(tls) = tls else {
-                        let _ = hyper::server::conn::http1::Builder::new()
+                        let _ = server::http1::Builder::new()
                             .serve_connection(TokioIo::new(tcp), service)
                             .await;
                         return;
@@ -240,11 +243,11 @@ impl Origin {
                         return;
                     };
                     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        let _ = server::http2::Builder::new(TokioExecutor::new())
                             .serve_connection(TokioIo::new(stream), service)
                             .await;
                     } else {
-                        let _ = hyper::server::conn::http1::Builder::new()
+                        let _ = server::http1::Builder::new()
                             .serve_connection(TokioIo::new(stream), service)
                             .await;
                     }
@@ -255,10 +258,7 @@ impl Origin {
     }
 }
 
-async fn serve(
-    log: Arc<Log>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, std::io::Error> {
+async fn serve(log: Arc<Log>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
     let line = format!(
         "{} {}",
         request.method(),
@@ -276,7 +276,7 @@ async fn serve(
                 let count = frame.data_ref().map_or(0, Bytes::len);
                 log.received.fetch_add(count, Ordering::SeqCst);
             }
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         }
         "/early" => {
             // As servers do that want their answer to be read.
@@ -289,9 +289,9 @@ async fn serve(
         "/hang" => {
             log.hung.fetch_add(1, Ordering::SeqCst);
             let _gone = Gone(Arc::clone(&log));
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         }
-        "/reset" => return Err(std::io::Error::other("as asked")),
+        "/reset" => return Err(io::Error::other("as asked")),
         "/big" => {
             let chunk = Bytes::from(vec![b'x'; 64 << 10]);
             let frames =
@@ -310,7 +310,7 @@ async fn serve(
                     }
                     Some(Err(error)) => {
                         log.broken.fetch_add(1, Ordering::SeqCst);
-                        return Err(std::io::Error::other(error));
+                        return Err(io::Error::other(error));
                     }
                 }
             }
@@ -326,7 +326,7 @@ async fn serve(
         }
         _ => {}
     }
-    let collected = body.collect().await.map_err(std::io::Error::other)?;
+    let collected = body.collect().await.map_err(io::Error::other)?;
     let trailers = collected.trailers().cloned();
     log.requests.lock().unwrap().push(Arrived {
         line,
@@ -469,7 +469,7 @@ impl Gateway {
         stream: DuplexStream,
         sni: &str,
         alpn: &[&str],
-    ) -> std::io::Result<TlsStream<DuplexStream>> {
+    ) -> io::Result<TlsStream<DuplexStream>> {
         let mut roots = RootCertStore::empty();
         let pem = self.egress.ca_pem();
         roots
@@ -509,7 +509,7 @@ impl Gateway {
 /// Speaks HTTP/1.1 on a stream.
 pub(crate) async fn http1_on<S>(stream: S) -> http1::SendRequest<Body>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
