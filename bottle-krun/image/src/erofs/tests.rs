@@ -50,7 +50,7 @@ fn a_body_elsewhere_is_addressed_behind_the_image() {
 fn blocks_of_hidden_files_are_used_again() {
     let file = tempfile::tempfile().unwrap();
     let mut bodies = bodies(&file);
-    let mut store = |bodies: &mut Bodies, byte: u8, size: usize| {
+    let store = |bodies: &mut Bodies, byte: u8, size: usize| {
         bodies
             .store(size as u64, INODE, &mut Cursor::new(vec![byte; size]))
             .unwrap()

@@ -1,9 +1,11 @@
 //! Layers and layouts as code.
 
+use std::env::consts;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -118,9 +120,9 @@ pub(crate) fn tar(items: &[Item]) -> Vec<u8> {
         for (key, id) in [("uid", item.owner.0), ("gid", item.owner.1)] {
             let fits = u64::from(if id < 1 << 21 { id } else { 0 });
             if key == "uid" {
-                header.set_uid(fits)
+                header.set_uid(fits);
             } else {
-                header.set_gid(fits)
+                header.set_gid(fits);
             }
             if u64::from(id) != fits {
                 pax.push((key.to_owned(), id.to_string().into_bytes()));
@@ -165,8 +167,7 @@ impl Pack {
     pub(crate) fn bytes(self, tar: &[u8]) -> Vec<u8> {
         match self {
             Self::Gzip => {
-                let mut out =
-                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut out = GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 out.write_all(tar).unwrap();
                 out.finish().unwrap()
             }
@@ -207,7 +208,7 @@ pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// The architecture of this machine as images call it.
 pub(crate) fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
+    match consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rustix::fs::makedev;
 use sha2::{Digest, Sha256};
 
 /// Paths (`` for the root) and what is there.
@@ -30,7 +31,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> Vec<u8> {
 
 /// As `stat` has it.
 pub(crate) fn rdev(major: u32, minor: u32) -> u64 {
-    rustix::fs::makedev(major, minor)
+    makedev(major, minor)
 }
 
 /// Compares everything and says what differs, a few paths only.

@@ -1,5 +1,6 @@
 //! Layers that no honest tool writes: each is one clear error or has a defined meaning.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use bottle_image::{EntryProblem, ImageError, to_disk};
@@ -19,15 +20,13 @@ fn convert(archive: Vec<u8>, dir: &Path) -> Result<PathBuf, ImageError> {
 fn problem_of(archive: Vec<u8>) -> (EntryProblem, String) {
     let dir = tempfile::tempdir().unwrap();
     let error = convert(archive, dir.path()).unwrap_err();
-    let left: Vec<_> = std::fs::read_dir(dir.path().join("store"))
-        .unwrap()
-        .collect();
+    let left: Vec<_> = fs::read_dir(dir.path().join("store")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     assert!(error.is_bad_image());
-    match error {
-        ImageError::BadEntry { source, path, .. } => (source, path),
-        other => panic!("{other:?}"),
-    }
+    let ImageError::BadEntry { source, path, .. } = error else {
+        panic!("{error:?}");
+    };
+    (source, path)
 }
 
 #[track_caller]

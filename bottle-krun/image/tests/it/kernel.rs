@@ -2,14 +2,22 @@
 //!
 //! These tests mount, so they need root; without it each says that it was skipped and why.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::slice;
 
 use bottle_image::to_disk;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
+    utimensat,
+};
+use rustix::process::geteuid;
+use serde_json::Value;
 
 use crate::corpus::{Item, Kind, nasty, simple, tar};
 use crate::facts::{Tree, assert_same};
@@ -36,7 +44,7 @@ struct Mounted(PathBuf);
 
 impl Mounted {
     fn new(kind: &str, options: &str, source: &Path, dir: &Path) -> Result<Self, String> {
-        if !rustix::process::geteuid().is_root() {
+        if !geteuid().is_root() {
             return Err("mounting needs root".to_owned());
         }
         fs::create_dir_all(dir).unwrap();
@@ -100,7 +108,7 @@ fn fsck(image: &Path) {
 fn every_kind_of_entry_comes_out_as_tar_extracts_it() {
     let dir = tempfile::tempdir().unwrap();
     let items = nasty();
-    simple(dir.path(), std::slice::from_ref(&items));
+    simple(dir.path(), slice::from_ref(&items));
     let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
     fsck(&disk.path);
     let ours = read(&disk.path);
@@ -129,20 +137,20 @@ fn as_overlay_layer(dir: &Path) {
             } else if name == ".wh..wh..opq" {
                 let times = times_of(&dir);
                 fs::remove_file(entry.path()).unwrap();
-                let flags = rustix::fs::XattrFlags::empty();
-                rustix::fs::lsetxattr(&dir, "trusted.overlay.opaque", b"y", flags).unwrap();
+                let flags = XattrFlags::empty();
+                lsetxattr(&dir, "trusted.overlay.opaque", b"y", flags).unwrap();
                 set_times(&dir, &times);
             } else if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
                 let times = times_of(&dir);
                 fs::remove_file(entry.path()).unwrap();
                 let path = dir.join(OsStr::from_bytes(hidden));
                 if path.is_dir() {
-                    let flags = rustix::fs::XattrFlags::empty();
-                    rustix::fs::lsetxattr(&path, "trusted.overlay.opaque", b"y", flags).unwrap();
+                    let flags = XattrFlags::empty();
+                    lsetxattr(&path, "trusted.overlay.opaque", b"y", flags).unwrap();
                 } else if fs::symlink_metadata(&path).is_err() {
-                    let (mode, dev) = (0o600.into(), rustix::fs::makedev(0, 0));
-                    let kind = rustix::fs::FileType::CharacterDevice;
-                    rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, dev).unwrap();
+                    let (mode, dev) = (0o600.into(), makedev(0, 0));
+                    let kind = FileType::CharacterDevice;
+                    mknodat(CWD, &path, kind, mode, dev).unwrap();
                 }
                 set_times(&dir, &times);
             }
@@ -150,21 +158,21 @@ fn as_overlay_layer(dir: &Path) {
     }
 }
 
-fn times_of(path: &Path) -> rustix::fs::Timestamps {
+fn times_of(path: &Path) -> Timestamps {
     let found = fs::symlink_metadata(path).unwrap();
-    let time = rustix::fs::Timespec {
+    let time = Timespec {
         tv_sec: found.mtime(),
         tv_nsec: found.mtime_nsec(),
     };
-    rustix::fs::Timestamps {
+    Timestamps {
         last_access: time,
         last_modification: time,
     }
 }
 
-fn set_times(path: &Path, times: &rustix::fs::Timestamps) {
-    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::utimensat(rustix::fs::CWD, path, times, flags).unwrap();
+fn set_times(path: &Path, times: &Timestamps) {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    utimensat(CWD, path, times, flags).unwrap();
 }
 
 /// Without what overlayfs reports differently: link counts and inode identity.
@@ -187,7 +195,7 @@ fn compare_with_overlayfs(layers: &[Vec<Item>]) -> Result<(), String> {
     // overlayfs wants two layers at least.
     let mut lower = vec!["empty".to_owned()];
     fs::create_dir(dir.path().join("empty")).unwrap();
-    if !rustix::process::geteuid().is_root() {
+    if !geteuid().is_root() {
         return Err("mounting needs root".to_owned());
     }
     for (number, items) in layers.iter().enumerate() {
@@ -295,7 +303,7 @@ fn layers_merge_as_overlayfs_merges_them() {
 
 #[test]
 fn a_real_image_comes_out_as_tar_extracts_it() {
-    let Some(layout) = std::env::var_os("BOTTLE_TEST_LAYOUT").map(PathBuf::from) else {
+    let Some(layout) = env::var_os("BOTTLE_TEST_LAYOUT").map(PathBuf::from) else {
         return eprintln!("skipped: BOTTLE_TEST_LAYOUT names no OCI layout with a one-layer image");
     };
     let dir = tempfile::tempdir().unwrap();
@@ -307,7 +315,7 @@ fn a_real_image_comes_out_as_tar_extracts_it() {
     };
     let blob = |digest: &str| layout.join("blobs/sha256").join(&digest[7..]);
     let manifest = fs::read(blob(&disk.image.manifest)).unwrap();
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let layers = manifest["layers"].as_array().unwrap();
     if layers.len() != 1 {
         return eprintln!("skipped: the image has {} layers, not one", layers.len());

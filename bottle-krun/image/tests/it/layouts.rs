@@ -3,12 +3,13 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use bottle_image::{ImageConfig, ImageError, find, to_disk};
 use serde_json::{Value, json};
 
 use crate::corpus::{
-    CONFIG, INDEX, Item, MANIFEST, Pack, blob, host_architecture, image, layout, named, tar,
+    CONFIG, INDEX, Item, MANIFEST, Pack, blob, digest, host_architecture, image, layout, named, tar,
 };
 use crate::reader::read;
 
@@ -180,7 +181,7 @@ fn dockers_media_types_are_known() {
     let archive = tar(&[Item::file("file", "x")]);
     let layer_type = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     let layer = blob(dir.path(), layer_type, &Pack::Gzip.bytes(&archive));
-    let config = json!({"rootfs": {"diff_ids": [crate::corpus::digest(&archive)]}});
+    let config = json!({"rootfs": {"diff_ids": [digest(&archive)]}});
     let config_type = "application/vnd.docker.container.image.v1+json";
     let config = blob(dir.path(), config_type, config.to_string().as_bytes());
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
@@ -216,7 +217,7 @@ fn gzip_zstd_and_plain_layers_give_the_same_disk() {
 fn a_second_conversion_finds_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = one_layer(dir.path(), "x");
-    layout(dir.path(), &[manifest.clone()]);
+    layout(dir.path(), slice::from_ref(&manifest));
     let store = dir.path().join("new/store");
     let first = to_disk(dir.path(), None, &store).unwrap();
     assert!(first.converted);
@@ -233,7 +234,7 @@ fn a_second_conversion_finds_the_first() {
 fn altered_blobs_are_named_with_both_digests() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = one_layer(dir.path(), "x");
-    layout(dir.path(), &[manifest.clone()]);
+    layout(dir.path(), slice::from_ref(&manifest));
     let layer = first_layer(dir.path(), &manifest);
     for (what, descriptor) in [
         ("a layer has digest", &layer),
@@ -247,7 +248,7 @@ fn altered_blobs_are_named_with_both_digests() {
             altered[at] ^= 1;
             fs::write(&path, &altered).unwrap();
             let message = failure(dir.path(), None);
-            let (found, expected) = (crate::corpus::digest(&altered), &descriptor["digest"]);
+            let (found, expected) = (digest(&altered), &descriptor["digest"]);
             assert!(message.starts_with(what), "{message}");
             assert!(message.contains(&found), "{message}");
             assert!(message.contains(expected.as_str().unwrap()), "{message}");
@@ -261,7 +262,7 @@ fn altered_blobs_are_named_with_both_digests() {
 fn a_truncated_or_missing_layer_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = one_layer(dir.path(), "x");
-    layout(dir.path(), &[manifest.clone()]);
+    layout(dir.path(), slice::from_ref(&manifest));
     let layer = first_layer(dir.path(), &manifest);
     let path = blob_path(dir.path(), &layer);
     let size = fs::metadata(&path).unwrap().len();
@@ -287,7 +288,7 @@ fn a_truncated_or_missing_layer_is_named() {
 fn a_layer_with_another_content_than_the_config_says_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let layer = blob(dir.path(), Pack::Gzip.oci(), &Pack::Gzip.bytes(&tar(&[])));
-    let claimed = crate::corpus::digest(b"something else");
+    let claimed = digest(b"something else");
     let config = json!({"rootfs": {"diff_ids": [claimed]}});
     let config = blob(dir.path(), CONFIG, config.to_string().as_bytes());
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
@@ -369,7 +370,7 @@ fn unknown_compressions_are_refused() {
         "",
     ] {
         let layer = blob(dir.path(), media_type, b"x");
-        let config = json!({"rootfs": {"diff_ids": [crate::corpus::digest(b"x")]}});
+        let config = json!({"rootfs": {"diff_ids": [digest(b"x")]}});
         let config = blob(dir.path(), CONFIG, config.to_string().as_bytes());
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
         layout(

@@ -1,5 +1,11 @@
 //! Layouts made by code, converted, and read back: by a reader of this suite's own, by
 //! `fsck.erofs`, and by the kernel where tests may mount.
+#![expect(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "the helpers make input and oracles: what fails there fails the test, \
+              and what is skipped must be said"
+)]
 
 mod corpus;
 mod facts;

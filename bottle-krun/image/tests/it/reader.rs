@@ -1,12 +1,13 @@
 //! A reader of uncompressed EROFS images, written apart from the writer.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
-use crate::facts::{Facts, Tree, sha256};
+use crate::facts::{Facts, Tree, rdev, sha256};
 
 pub(crate) fn read(path: &Path) -> Tree {
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = fs::read(path).unwrap();
     let image = Image { bytes: &bytes };
     assert_eq!(image.u32(1024), 0xe0f5_e1e2, "magic");
     assert_eq!(
@@ -47,7 +48,7 @@ impl Image<'_> {
         tree: &mut Tree,
         seen: &mut BTreeMap<u64, Vec<u8>>,
     ) {
-        let at = self.u32(1024 + 40) as usize * 4096 + nid as usize * 32;
+        let at = self.u32(1024 + 40) as usize * 4096 + usize::try_from(nid).unwrap() * 32;
         let format = self.u16(at);
         assert_eq!(format & 1, 1, "extended inodes only");
         assert!(at % 4096 <= 4096 - 64, "an inode straddles a block");
@@ -63,7 +64,7 @@ impl Image<'_> {
         let body = if has_body {
             self.body(
                 format >> 1,
-                size as usize,
+                usize::try_from(size).unwrap(),
                 self.u32(at + 16),
                 at + 64 + xattr_size,
             )
@@ -121,7 +122,7 @@ impl Image<'_> {
             0o020_000 | 0o060_000 => {
                 let dev = self.u32(at + 16);
                 let minor = (dev & 0xff) | ((dev >> 12) & 0xfff00);
-                facts.rdev = crate::facts::rdev((dev >> 8) & 0xfff, minor);
+                facts.rdev = rdev((dev >> 8) & 0xfff, minor);
             }
             _ => {}
         }

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{lgetxattr, llistxattr};
+
 use crate::facts::{Facts, Tree, sha256};
 
 pub(crate) fn scan(root: &Path) -> Tree {
@@ -76,13 +78,13 @@ fn group(tree: &mut Tree) {
 
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 1 << 16];
-    let length = rustix::fs::llistxattr(path, &mut names).unwrap();
+    let length = llistxattr(path, &mut names).unwrap();
     names[..length]
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
         .map(|name| {
             let mut value = vec![0; 1 << 16];
-            let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value).unwrap();
+            let length = lgetxattr(path, OsStr::from_bytes(name), &mut value).unwrap();
             (name.to_vec(), value[..length].to_vec())
         })
         .collect()

@@ -75,9 +75,8 @@ fn merge(layers: &mut [Vec<Item>]) -> Model {
                     .chain([target.as_str()])
                     .any(|dir| upper.get(dir).is_some_and(|held| !is_dir(held)));
                 let lower = (!replaced).then(|| merged.get(&target)).flatten();
-                let is_implied = upper.get(&target).is_some();
                 match upper.get(&target).or(lower) {
-                    Some(found) if !is_dir(found) && !(is_implied && is_dir(&upper[&target])) => {
+                    Some(found) if !is_dir(found) => {
                         held = found.clone();
                     }
                     _ => return false,
