@@ -23,6 +23,9 @@ pub const PORT: u32 = 5000;
 /// The file of the virtual root in which init finds its nonce: 32 bytes.
 pub const NONCE_FILE: &str = "/bottle.nonce";
 
+/// Directories that the virtual root must have: init mounts on them.
+pub const ROOT_DIRS: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+
 /// Serials of the disks, as `/sys/block/vd*/serial` shows them.
 pub mod disk {
     /// The read-only EROFS image.
@@ -59,7 +62,10 @@ pub enum FromHost {
     /// The control stream; opened once. Carries [`ToInit`] and [`ToHost`].
     Control,
     /// Carries one of a process's standard streams; opened before the [`FromHost::Exec`] it
-    /// belongs to. 0 flows to the guest, 1 and 2 flow to the host.
+    /// belongs to. 0 flows to the guest, 1 and 2 flow to the host; a stream that is not opened is
+    /// `/dev/null`. An output ends when nobody in the guest can write to it any more, which may be
+    /// after the process. If the process closes its input, 0 is reset; if the host resets an
+    /// output, the process's next write fails.
     Stdio {
         /// The number that the [`Exec`] will carry.
         exec: u32,
@@ -107,7 +113,8 @@ pub enum ToInit {
 pub enum ToHost {
     /// The answer to [`ToInit::Provision`]: done, or what could not be done.
     Provisioned(Result<(), String>),
-    /// The last message: disks are synced and unmounted. The host may kill the VM.
+    /// The last message: processes have ended, disks are synced and read-only. The host may kill
+    /// the VM.
     Goodbye,
 }
 
@@ -120,13 +127,16 @@ pub struct Provision {
     pub hostname: String,
     /// The bottle's CA, PEM.
     pub ca_pem: String,
-    /// TCP ports on which connections to anywhere are captured; all others are refused.
+    /// TCP ports on which connections to anywhere are captured; all others are refused. 53 is
+    /// always the DNS stub's.
     pub ports: Vec<u16>,
-    /// The environment of every process: the image's, then the bottle's, names unique.
+    /// The environment of every process: the image's, then the bottle's, names unique. Init adds
+    /// what is missing: `PATH`, `HOME`, `USER`, `LOGNAME`, and the variables that make runtimes
+    /// trust the bottle's CA.
     pub env: Vec<(String, String)>,
-    /// The default user of processes, `USER[:GROUP]`; empty means root.
+    /// The default user of processes, `USER[:GROUP]`, names or numbers; empty means root.
     pub user: String,
-    /// The default working directory; empty means `/`.
+    /// The default working directory, made if there is none; empty means `/`.
     pub cwd: String,
     /// 32 bytes to credit the guest's random pool with.
     pub entropy: [u8; 32],

@@ -13,6 +13,8 @@
 pub(crate) mod capture;
 pub(crate) mod dns_stub;
 pub(crate) mod netlink;
+#[cfg(test)]
+mod tests;
 mod udp_server;
 pub(crate) mod udp_watch;
 
@@ -99,8 +101,10 @@ impl Network {
         theirs.address6(THEIRS.index, THEIR_V6, 126)?;
         theirs.up(THEIRS.index)?;
         theirs.default_routes(THEIRS.index, OUR_V4, OUR_V6)?;
-        // Or every address of the world would answer to ping; and every refusal must be heard.
+        // Or every address of the world would answer to ping; every refusal must be heard; and
+        // answers come from addresses that no interface has.
         for (knob, value) in [
+            ("ipv6/ip_nonlocal_bind", "1"),
             ("ipv4/icmp_echo_ignore_all", "1"),
             ("ipv6/icmp/echo_ignore_all", "1"),
             ("ipv4/icmp_ratelimit", "0"),
