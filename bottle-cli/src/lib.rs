@@ -22,10 +22,22 @@ mod progress;
 mod session;
 
 use std::ffi::OsString;
+use std::io;
+
+use anyhow::Error;
 
 use crate::args::Args;
 use crate::exit::Status;
+use crate::failure::Failure;
 use crate::host::Host;
+use crate::printer::Printer;
+
+/// Says why nothing can be run at all, and returns the exit status.
+pub fn cannot_begin(error: io::Error) -> Status {
+    let failure = Failure::environment(Error::new(error).context("cannot start threads"));
+    failure.print(&Printer::of_this_process());
+    Status::FAILED
+}
 
 /// Runs one command line and returns the exit status.
 ///

@@ -2,11 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::env::args_os;
-use std::io::stderr;
+use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
 use bottle_cli::backends;
-use bottle_cli::exit::Status;
 use bottle_cli::host::Host;
 use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
@@ -16,10 +15,12 @@ fn main() -> ExitCode {
     backends::reexec();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::from_env("BOTTLE_LOG"))
+        .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
         .init();
-    let Ok(runtime) = Builder::new_multi_thread().enable_all().build() else {
-        return Status::FAILED.into();
+    let runtime = match Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return bottle_cli::cannot_begin(error).into(),
     };
     let status = runtime.block_on(async {
         let host = Host::current(backends::registry());

@@ -36,6 +36,15 @@ pub(crate) enum Stream {
     Out,
 }
 
+/// On which side a stream was lost.
+#[derive(Debug)]
+pub(crate) enum Lost {
+    /// We could not write.
+    Here(io::Error),
+    /// The process's stream could not be read.
+    There(io::Error),
+}
+
 /// Prints. Clones print to the same streams.
 #[derive(Clone)]
 pub(crate) struct Printer {
@@ -52,6 +61,11 @@ impl Printer {
             err,
             live: Arc::default(),
         }
+    }
+
+    /// Makes a printer for this process's own streams.
+    pub(crate) fn of_this_process() -> Self {
+        Self::new(sink(io::stdout()), sink(io::stderr()))
     }
 
     /// Writes data to standard output. A reader that has gone is no error.
@@ -101,7 +115,7 @@ impl Printer {
         mut from: Box<dyn AsyncRead + Send + Unpin>,
         to: Stream,
         mut ended: watch::Receiver<bool>,
-    ) -> io::Result<()> {
+    ) -> Result<(), Lost> {
         let sink = match to {
             Stream::Err => &self.err,
             Stream::Out => &self.out,
@@ -113,7 +127,7 @@ impl Printer {
                 () = pause(&mut ended) => None,
             };
             let Some(read) = read else { return Ok(()) };
-            let length = read?;
+            let length = read.map_err(Lost::There)?;
             if length == 0 {
                 return Ok(());
             }
@@ -125,10 +139,11 @@ impl Printer {
                 drop(sink);
                 (chunk, written)
             })
-            .await?;
+            .await
+            .map_err(|error| Lost::Here(error.into()))?;
             match written {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                written => written?,
+                written => written.map_err(Lost::Here)?,
             }
             chunk = back;
         }
@@ -146,6 +161,11 @@ async fn pause(ended: &mut watch::Receiver<bool>) {
     // Whoever would tell that it has ended has gone: the same.
     let _ = ended.wait_for(|ended| *ended).await;
     sleep(AFTERGLOW).await;
+}
+
+/// Makes a sink of a stream.
+pub(crate) fn sink(stream: impl Write + Send + 'static) -> Sink {
+    Arc::new(Mutex::new(Box::new(stream)))
 }
 
 fn unless_broken(written: io::Result<()>) -> io::Result<()> {

@@ -11,9 +11,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use bottle_core::backend::{
-    BackendError, Bottle, Command, Ended, ExitStatus, Process, ProcessControl,
-};
+use bottle_core::backend::{BackendError, Bottle, Command, Ended, Process, ProcessControl};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -21,7 +19,7 @@ use tokio::time::timeout;
 use crate::exit::Status;
 use crate::failure::Failure;
 use crate::host::Signal;
-use crate::printer::{Printer, Stream};
+use crate::printer::{Lost, Printer, Stream};
 
 /// From SIGTERM to SIGKILL, as docker has it.
 const GRACE: Duration = Duration::from_secs(10);
@@ -73,21 +71,28 @@ impl Session<'_> {
             never = feed(stdin, input) => match never {},
         };
         ended.send_replace(true);
-        for passed in [out.await, err.await] {
-            let passed = passed.unwrap_or_else(|error| Err(error.into()));
-            passed.map_err(|error| {
-                let error = anyhow::Error::new(error);
-                Failure::environment(error.context("cannot pass on the output of the command"))
-            })?;
+        let passed = [out.await, err.await];
+        let ending = match outcome {
+            Ok(ending) => ending,
+            Err(error) => return Err(self.explain(error).await),
+        };
+        for passed in passed {
+            match passed.unwrap_or_else(|error| Err(Lost::There(error.into()))) {
+                Ok(()) => {}
+                // The bottle was taken away from under its streams, by us.
+                Err(Lost::There(_)) if ending.stopped => {}
+                Err(Lost::Here(error) | Lost::There(error)) => {
+                    let error = anyhow::Error::new(error);
+                    let error = error.context("cannot pass on the output of the command");
+                    return Err(Failure::environment(error));
+                }
+            }
         }
-        match outcome {
-            Ok(status) => Ok(status),
-            Err(error) => Err(self.explain(error).await),
-        }
+        Ok(ending.status)
     }
 
     /// Waits for the end of the process and obeys signals until then.
-    async fn conduct(&mut self, control: &dyn ProcessControl) -> Result<Status, BackendError> {
+    async fn conduct(&mut self, control: &dyn ProcessControl) -> Result<Ending, BackendError> {
         let mut judge = Judge::default();
         let mut stop: Option<(Signal, Stop<'_>)> = None;
         let mut status = control.wait();
@@ -100,17 +105,22 @@ impl Session<'_> {
             };
             tokio::select! {
                 biased;
-                status = &mut status => return match (status, &stop) {
-                    (Ok(status), _) => Ok(status.into()),
-                    // We took the bottle away from under it.
-                    (Err(_), Some((signal, _))) => Ok(Status::signaled(signal.number())),
-                    (Err(error), None) => Err(error),
-                },
+                status = &mut status => {
+                    let stopped = stop.is_some();
+                    return match (status, &stop) {
+                        (Ok(status), _) => Ok(Ending { status: status.into(), stopped }),
+                        // We took the bottle away from under it.
+                        (Err(_), Some((signal, _))) => Ok(Ending::stopped(*signal)),
+                        (Err(error), None) => Err(error),
+                    };
+                }
                 (signal, stopped) = stopped => {
                     stopped?;
-                    let last = timeout(LAST_WORDS, &mut status).await;
-                    let killed = ExitStatus::Signaled(signal.number());
-                    return Ok(last.ok().and_then(Result::ok).unwrap_or(killed).into());
+                    let mut ending = Ending::stopped(signal);
+                    if let Ok(Ok(status)) = timeout(LAST_WORDS, &mut status).await {
+                        ending.status = status.into();
+                    }
+                    return Ok(ending);
                 }
                 Some(signal) = self.signals.recv() => match judge.judge(signal, Instant::now()) {
                     // One that has ended already needs no signal any more.
@@ -131,6 +141,23 @@ impl Session<'_> {
                 Failure::environment(anyhow!("bottle `{id}` was ended from outside"))
             }
             Ok(Ok(Ended::Goodbye(_)) | Err(_)) | Err(_) => error.into(),
+        }
+    }
+}
+
+/// How a main process ended.
+struct Ending {
+    status: Status,
+    /// Whether the bottle was stopped on request, which may cut its streams short.
+    stopped: bool,
+}
+
+impl Ending {
+    /// The bottle was stopped because of this signal, and the process did not say more.
+    fn stopped(signal: Signal) -> Self {
+        Self {
+            status: Status::signaled(signal.number()),
+            stopped: true,
         }
     }
 }

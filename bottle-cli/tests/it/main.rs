@@ -1,6 +1,7 @@
 //! What the command says and returns, against the backend in memory.
 
 mod bench;
+mod binary;
 mod doctor;
 mod failures;
 mod session;
