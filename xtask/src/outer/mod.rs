@@ -33,11 +33,15 @@ use kernel::Kernel;
 /// QEMU sometimes hangs when the guest resets; it is not needed any more by then.
 const RESET: Duration = Duration::from_secs(5);
 
-/// How long the guest may take until it runs the job.
-const BOOT: Duration = Duration::from_secs(120);
+/// An emulated boot can fail on a busy machine.
+const ATTEMPTS: u32 = 3;
 
+/// How long the guest may take until it runs the job.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// `no_timer_check`: on a busy machine the emulated timer ticks late, and the kernel gives up.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr \
-                            tsc=reliable random.trust_cpu=on";
+                            tsc=reliable random.trust_cpu=on no_timer_check";
 
 /// What the outer guest is to do.
 #[derive(Debug)]
@@ -70,12 +74,22 @@ pub(crate) fn busybox_works() -> bool {
 pub(crate) fn run(tree: &Tree, job: &Job) -> Result<u8> {
     let kernel = Kernel::ensure(tree)?;
     let initrd = initrd::ensure(tree, &kernel)?;
-    let directory = tempfile::Builder::new()
-        .prefix("bottle-outer.")
-        .tempdir()
-        .context("cannot make a temporary directory")?;
-    let guest = Guest::start(&kernel, &initrd, directory.path(), job)?;
-    guest.follow(job.timeout)
+    for attempt in 1..=ATTEMPTS {
+        let directory = tempfile::Builder::new()
+            .prefix("bottle-outer.")
+            .tempdir()
+            .context("cannot make a temporary directory")?;
+        let mut guest = Guest::start(&kernel, &initrd, directory.path(), job)?;
+        match guest.follow(job.timeout) {
+            // The job has not begun, so it can't be run twice.
+            Err(error) if !guest.booted && attempt < ATTEMPTS => {
+                report::say(format!("{error:#}"));
+                report::say("trying another outer guest");
+            }
+            ended => return ended,
+        }
+    }
+    bail!("no outer guest booted")
 }
 
 #[derive(Debug)]
@@ -85,6 +99,7 @@ struct Guest {
     output: UnixListener,
     console: PathBuf,
     started: Instant,
+    booted: bool,
 }
 
 impl Guest {
@@ -188,11 +203,12 @@ impl Guest {
             output,
             console,
             started: Instant::now(),
+            booted: false,
         })
     }
 
     /// Passes on what the job prints until it ends, and ends the guest in any case.
-    fn follow(mut self, timeout: Duration) -> Result<u8> {
+    fn follow(&mut self, timeout: Duration) -> Result<u8> {
         let result = self.exit_status(timeout);
         // Both fail only if QEMU has ended already.
         let _ended = self.qemu.kill();
@@ -220,15 +236,14 @@ impl Guest {
 
         let deadline = self.started + timeout.max(BOOT);
         let mut lines = BufReader::new(status);
-        let mut booted = false;
         loop {
-            let limit = if booted {
+            let limit = if self.booted {
                 deadline
             } else {
                 deadline.min(self.started + BOOT)
             };
             let line = read_line(&mut lines, limit).with_context(|| {
-                if booted {
+                if self.booted {
                     format!("the job did not end within {}", report::took(timeout))
                 } else {
                     format!("the outer guest did not boot within {}", report::took(BOOT))
@@ -236,7 +251,7 @@ impl Guest {
             })?;
             match line.trim_end().split_once(' ') {
                 Some(("ready", _)) => {
-                    booted = true;
+                    self.booted = true;
                     report::say(format!(
                         "outer guest up in {}",
                         report::took(self.started.elapsed())
