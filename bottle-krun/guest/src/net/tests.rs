@@ -87,7 +87,12 @@ fn a_connection_to_anywhere_is_a_flow_with_its_destination_and_half_closes() {
     let answers = with_network(
         &[443],
         || {
-            ["93.184.216.34:443", "[2606:4700::1111]:443", "10.200.0.1:443"].map(|address| {
+            [
+                "93.184.216.34:443",
+                "[2606:4700::1111]:443",
+                "10.200.0.1:443",
+            ]
+            .map(|address| {
                 let mut stream = connect(address);
                 stream.write_all(b"question").unwrap();
                 stream.shutdown(Shutdown::Write).unwrap();
@@ -142,7 +147,10 @@ fn resets_are_carried_in_both_directions() {
 
 /// Makes dropping the socket a reset.
 fn set_zero_linger(stream: &TcpStream) {
-    let linger = linger { l_onoff: 1, l_linger: 0 };
+    let linger = linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     setsockopt(stream, sockopt::Linger, &linger).unwrap();
 }
 
@@ -154,15 +162,17 @@ fn what_nobody_listens_on_is_refused_at_once_and_datagrams_are_told() {
             let start = Instant::now();
             let tcp = ["1.2.3.4:444", "[2001:db8::1]:444", "127.0.0.1:443"]
                 .map(|address| TcpStream::connect(address).unwrap_err().kind());
-            let udp = [("0.0.0.0:0", "8.8.8.8:123"), ("[::]:0", "[2001:db8::8]:443")].map(
-                |(own, address)| {
-                    let socket = UdpSocket::bind(own).unwrap();
-                    socket.set_read_timeout(Some(DEADLINE)).unwrap();
-                    socket.connect(address).unwrap();
-                    socket.send(b"hello").unwrap();
-                    socket.recv(&mut [0]).unwrap_err().kind()
-                },
-            );
+            let udp = [
+                ("0.0.0.0:0", "8.8.8.8:123"),
+                ("[::]:0", "[2001:db8::8]:443"),
+            ]
+            .map(|(own, address)| {
+                let socket = UdpSocket::bind(own).unwrap();
+                socket.set_read_timeout(Some(DEADLINE)).unwrap();
+                socket.connect(address).unwrap();
+                socket.send(b"hello").unwrap();
+                socket.recv(&mut [0]).unwrap_err().kind()
+            });
             (tcp, udp, start.elapsed())
         },
         |mut incoming| async move {
@@ -177,7 +187,9 @@ fn what_nobody_listens_on_is_refused_at_once_and_datagrams_are_told() {
         },
     );
     let refused = ErrorKind::ConnectionRefused;
-    let Some((tcp, udp, elapsed)) = result else { return };
+    let Some((tcp, udp, elapsed)) = result else {
+        return;
+    };
     assert_eq!(tcp, [refused; 3]);
     assert_eq!(udp, [refused; 2]);
     assert!(elapsed < DEADLINE, "{elapsed:?}");
@@ -224,7 +236,9 @@ fn dns_is_answered_from_the_address_that_was_asked() {
     );
     let Some((udp, tcp)) = answers else { return };
     let answer = b"\x12\x34\x81\x00\0\0\0\0\0\0\0\0";
-    for (from, asked) in udp.iter().zip(["8.8.8.8:53", "127.0.0.1:53", "[2001:4860:4860::8888]:53"])
+    for (from, asked) in udp
+        .iter()
+        .zip(["8.8.8.8:53", "127.0.0.1:53", "[2001:4860:4860::8888]:53"])
     {
         assert_eq!(from, &(asked.to_owned(), answer.to_vec()));
     }
@@ -242,9 +256,15 @@ fn servers_of_the_workload_are_its_own() {
                 let server = thread::spawn(move || {
                     listener.accept().unwrap().0.write_all(b"served").unwrap();
                 });
-                let host = if own.starts_with('[') { "[::1]" } else { "127.0.0.1" };
+                let host = if own.starts_with('[') {
+                    "[::1]"
+                } else {
+                    "127.0.0.1"
+                };
                 let mut answer = String::new();
-                connect(&format!("{host}:{port}")).read_to_string(&mut answer).unwrap();
+                connect(&format!("{host}:{port}"))
+                    .read_to_string(&mut answer)
+                    .unwrap();
                 server.join().unwrap();
                 answer
             })
