@@ -6,12 +6,15 @@
 
 use std::io;
 use std::net::TcpListener as StdListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bottle_wire::guest::FromGuest;
 use bottle_wire::mux::{MuxStream, Opener};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -19,7 +22,7 @@ use tokio::time::sleep;
 use crate::error::{InitError, failed};
 
 /// Bytes copied at once.
-const BUFFER: usize = 32 << 10;
+const BUFFER: usize = 64 << 10;
 
 /// Before accepting is tried again when the system has no room for another connection.
 const BREATH: Duration = Duration::from_millis(50);
@@ -45,7 +48,7 @@ pub(crate) fn start(listener: TcpListener, opener: Opener<FromGuest>) {
 }
 
 /// Carries one connection to the host. Whatever breaks on one side is a reset on the other.
-async fn carry(mut client: TcpStream, opener: &Opener<FromGuest>) {
+async fn carry(client: TcpStream, opener: &Opener<FromGuest>) {
     let opened = match client.local_addr() {
         Ok(destination) => opener.open(&FromGuest::Flow { destination }).await.ok(),
         Err(_) => None,
@@ -53,7 +56,7 @@ async fn carry(mut client: TcpStream, opener: &Opener<FromGuest>) {
     let carried = match opened {
         Some(stream) => {
             let _ = client.set_nodelay(true);
-            relay(&mut client, stream).await
+            relay(&client, stream).await
         }
         None => Err(io::ErrorKind::ConnectionReset.into()),
     };
@@ -63,11 +66,73 @@ async fn carry(mut client: TcpStream, opener: &Opener<FromGuest>) {
 }
 
 /// Copies in both directions until both have ended, or one has broken: then both are over.
-async fn relay(client: &mut TcpStream, stream: MuxStream) -> io::Result<()> {
-    let (from_client, to_client) = client.split();
+async fn relay(client: &TcpStream, stream: MuxStream) -> io::Result<()> {
     let (from_host, to_host) = split(stream);
-    tokio::try_join!(copy(from_client, to_host), copy(from_host, to_client))?;
-    Ok(())
+    tokio::select! {
+        ended = async { tokio::try_join!(
+            copy(Client(client), to_host),
+            copy(from_host, Client(client)),
+        ) } => ended.map(|_| ()),
+        error = broken(client) => Err(error),
+    }
+}
+
+/// Returns when the workload has reset the connection, even while nothing is read of it because
+/// the host gives no credit.
+async fn broken(client: &TcpStream) -> io::Error {
+    loop {
+        match client.ready(Interest::ERROR).await {
+            Ok(ready) if ready.is_error() => return io::ErrorKind::ConnectionReset.into(),
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
+/// A socket that several futures of one task use at once.
+struct Client<'a>(&'a TcpStream);
+
+impl AsyncRead for Client<'_> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buf.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    buf.advance(result?);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Client<'_> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shutdown(self.0.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
+    }
 }
 
 /// Copies until the end, and passes that on.

@@ -16,7 +16,7 @@ use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, yield_now};
 use tokio::time::timeout;
 
 use super::*;
@@ -313,4 +313,34 @@ fn a_stalled_flow_takes_a_window_and_leaves_the_others_alone() {
     );
     // The window, the kernel's buffers, no more.
     assert!(result.is_none_or(|(sent, _)| sent < 32 << 20), "{result:?}");
+}
+
+#[test]
+fn a_client_that_gives_up_a_stalled_upload_resets_its_flow() {
+    let (seen, reset_seen) = channel();
+    let kind = with_network(
+        &[80],
+        move || {
+            let mut stream = connect("1.1.1.1:80");
+            stream
+                .set_write_timeout(Some(Duration::from_millis(500)))
+                .unwrap();
+            while stream.write(&[0; 65536]).is_ok() {}
+            set_zero_linger(&stream);
+            drop(stream);
+            reset_seen.recv_timeout(DEADLINE).unwrap()
+        },
+        move |mut incoming| async move {
+            let (_, mut stream) = next_flow(&mut incoming).await;
+            // Writing tells of the reset without reading, which would give credit.
+            let kind = loop {
+                match timeout(Duration::from_millis(20), stream.write_all(&[0])).await {
+                    Ok(Err(error)) => break error.kind(),
+                    Ok(Ok(())) | Err(_) => yield_now().await,
+                }
+            };
+            seen.send(kind).unwrap();
+        },
+    );
+    assert!(kind.is_none_or(|kind| kind == ErrorKind::ConnectionReset));
 }
