@@ -73,7 +73,8 @@ impl Refusal {
             help: self.help(event),
         };
         // Strings and numbers always serialize.
-        let text = serde_json::to_vec_pretty(&problem).unwrap_or_default();
+        let mut text = serde_json::to_vec_pretty(&problem).unwrap_or_default();
+        text.push(b'\n');
         let mut response = Response::new(full(Bytes::from(text)));
         *response.status_mut() = wording.status;
         let headers = response.headers_mut();

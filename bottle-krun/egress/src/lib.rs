@@ -9,9 +9,9 @@
 //! the resolved address, dials it. This crate knows nothing of libkrun or of the mux: a flow is a
 //! destination and a byte stream.
 //!
-//! In reading order: [`flow`] (from the first byte to a protocol), [`proxy`] (the explicit
-//! entrance), [`session`] (one HTTP connection of the guest), [`request`] (judges a head),
-//! [`forward`] (carries a request), [`upstream`] (resolves, checks, dials), [`denial`] (explains).
+//! In reading order: `flow` (from the first byte to a protocol), `proxy` (the explicit
+//! entrance), `session` (one HTTP connection of the guest), `request` (judges a head),
+//! `forward` (carries a request), `upstream` (resolves, checks, dials), `denial` (explains).
 #![forbid(unsafe_code)]
 
 mod address;
