@@ -9,7 +9,6 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::report::{say, took};
-use crate::run::Run;
 use crate::tree::{Tree, which};
 use crate::{task_bindings, task_tidy};
 
@@ -136,26 +135,29 @@ fn bindings(tree: &Tree) -> Result<Outcome> {
 
 /// Says whether bindgen can load libclang and the headers that belong to it.
 fn has_libclang() -> bool {
-    let llvm = Path::new("/usr/lib");
-    let Ok(entries) = fs::read_dir(llvm) else {
+    let Ok(entries) = fs::read_dir("/usr/lib") else {
         return false;
     };
-    let installed = entries
+    entries
         .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|n| n.to_string_lossy().starts_with("llvm-"))
-        })
-        .any(|path| {
-            let library = fs::read_dir(path.join("lib")).is_ok_and(|files| {
-                files.filter_map(Result::ok).any(|file| {
-                    let name = file.file_name();
-                    let name = name.to_string_lossy();
-                    name.starts_with("libclang.so") || name.starts_with("libclang-")
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("llvm-"))
+        .map(|entry| entry.path().join("lib"))
+        .any(|library| library.join("clang").is_dir() && holds_libclang(&library))
+}
+
+/// Looks for `libclang.so…` or `libclang-14.so…`, not for `libclang-cpp.so…`, which is another.
+fn holds_libclang(library: &Path) -> bool {
+    fs::read_dir(library).is_ok_and(|files| {
+        files.filter_map(Result::ok).any(|file| {
+            let name = file.file_name();
+            name.to_str()
+                .and_then(|name| name.strip_prefix("libclang"))
+                .is_some_and(|rest| {
+                    rest.starts_with(".so")
+                        || rest
+                            .strip_prefix('-')
+                            .is_some_and(|v| v.starts_with(char::is_numeric))
                 })
-            });
-            library && path.join("lib/clang").is_dir()
-        });
-    installed || Run::new("llvm-config").arg("--version").succeeds()
+        })
+    })
 }
