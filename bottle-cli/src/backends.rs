@@ -13,7 +13,7 @@ pub fn registry() -> Registry {
     let registry = Registry::new();
     #[cfg(feature = "krun")]
     let registry = registry
-        .with("krun", || Ok(std::sync::Arc::new(krun::backend()?)))
+        .with("krun", krun::backend)
         .with_doctor("krun", krun::doctor);
     registry
 }
@@ -21,13 +21,14 @@ pub fn registry() -> Registry {
 #[cfg(feature = "krun")]
 mod krun {
     use std::env::var_os;
+    use std::sync::Arc;
 
-    use bottle_core::backend::{BackendError, Blame, Hint};
+    use bottle_core::backend::{Backend, BackendError, Blame, Hint};
     use bottle_core::registry::Finding;
     use bottle_krun::{KrunBackend, KrunOptions};
 
-    pub(super) fn backend() -> Result<KrunBackend, BackendError> {
-        Ok(KrunBackend::new(options()?))
+    pub(super) fn backend() -> Result<Arc<dyn Backend>, BackendError> {
+        Ok(Arc::new(KrunBackend::new(options()?)))
     }
 
     pub(super) fn doctor() -> Vec<Finding> {
