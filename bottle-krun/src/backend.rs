@@ -147,7 +147,8 @@ impl Backend for KrunBackend {
             });
         }
         let id = new_id(&spec.name).map_err(|error| failed(op(), error))?;
-        let lines = plan_lines(spec, &image, &kernel);
+        let record = Dirs::of(&self.options, &id).record();
+        let lines = plan_lines(spec, &image, &kernel, &record);
         Ok(Plan {
             spec: spec.clone(),
             id,
@@ -454,10 +455,10 @@ impl StageClock<'_> {
 }
 
 fn layout(source: &ImageSource) -> (&Path, Option<&str>) {
-    match source {
-        ImageSource::OciLayout { dir, reference } => (dir, reference.as_deref()),
-        _ => unreachable!("this release knows one kind of image source"),
-    }
+    let ImageSource::OciLayout { dir, reference } = source else {
+        unreachable!("this release knows one kind of image source");
+    };
+    (dir, reference.as_deref())
 }
 
 /// Derives an id from a name: `<name>-<5 base32 characters>`.
@@ -491,7 +492,7 @@ fn user_of(spec: &Spec, config: &ImageConfig) -> String {
         .map_or_else(|| config.user.clone(), |user| user.as_str().to_owned())
 }
 
-fn plan_lines(spec: &Spec, image: &ImageRef, kernel: &Path) -> Vec<PlanLine> {
+fn plan_lines(spec: &Spec, image: &ImageRef, kernel: &Path, record: &Path) -> Vec<PlanLine> {
     let (dir, reference) = layout(&spec.image);
     let tag = reference.map(|tag| format!(":{tag}")).unwrap_or_default();
     let line = |what, value| PlanLine { what, value };
@@ -561,6 +562,7 @@ fn plan_lines(spec: &Spec, image: &ImageRef, kernel: &Path) -> Vec<PlanLine> {
             .iter()
             .map(|secret| line("secret", format!("{} may not leave", secret.name()))),
     );
+    lines.push(line("record", record.display().to_string()));
     lines
 }
 

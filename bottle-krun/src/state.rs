@@ -242,7 +242,7 @@ pub(crate) fn short_path(dir: &File, name: &str) -> PathBuf {
 /// Why a bottle's files cannot be made, read or removed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum StateError {
+pub(crate) enum StateError {
     /// The system refused an operation.
     #[error("cannot {op} `{}`", path.display())]
     Io {

@@ -102,13 +102,12 @@ impl Running {
             () = record.broken() => Why::RecordBroken,
         };
         let main_ended = *main_status.borrow();
-        let ended = match why {
-            Why::Stop(grace) if shut_down(&mut control, grace, GOODBYE_MARGIN).await => {
-                let main_ended = *main_status.borrow();
-                Ended::Goodbye(main_ended)
-            }
-            Why::Stop(_) | Why::OwnerGone => Ended::Killed,
-            why => classify(why, main_ended, &mut vm, &console, &record).await,
+        let ended = if let Why::Stop(grace) = why
+            && shut_down(&mut control, grace, GOODBYE_MARGIN).await
+        {
+            Ended::Goodbye(*main_status.borrow())
+        } else {
+            classify(why, main_ended, &mut vm, &console, &record).await
         };
         vm.kill().await;
         guest.abort();
