@@ -3,9 +3,9 @@
 use std::fmt::{self, Display, Formatter};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 #[cfg(test)]
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -101,9 +101,9 @@ pub(crate) async fn launch(config: &VmConfig) -> Result<Vm, LaunchError> {
     };
     let mut vm = Vm::spawn(&config.helper)?;
     channel::send(vm.channel.get_ref(), &order, None).map_err(|source| LaunchError::Helper {
-            helper: config.helper.clone(),
-            source,
-        })?;
+        helper: config.helper.clone(),
+        source,
+    })?;
     match timeout(LAUNCH_DEADLINE, vm.until_ready()).await {
         Ok(Ok(())) => Ok(vm),
         Ok(Err(error)) => {
@@ -446,10 +446,10 @@ impl LaunchError {
     pub(crate) fn hint(&self) -> Option<&str> {
         match self {
             Self::Step { failure, .. } => failure.hint.as_deref(),
-            Self::Helper { .. } => Some(
-                "the program must call `bottle_krun::reexec()` first in `main`, or name the \
-                 installed `bottle` as its helper",
-            ),
+            Self::Helper { .. } => Some(NO_HELPER),
+            Self::Lost {
+                step: Step::Warden, ..
+            } => Some(NO_HELPER),
             Self::HandOver { .. } | Self::Lost { .. } | Self::Stuck { .. } => None,
         }
     }
@@ -463,6 +463,9 @@ impl From<Failure> for LaunchError {
         }
     }
 }
+
+const NO_HELPER: &str = "the helper program must call `bottle_krun::reexec()` first in `main`: \
+    name the installed `bottle` as the helper";
 
 fn ended(status: Option<WaitStatus>) -> String {
     match status {

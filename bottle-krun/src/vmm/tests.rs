@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,7 +33,17 @@ struct Bench {
     dir: TempDir,
     config: VmConfig,
     listener: UnixListener,
-    _console: File,
+    console: File,
+}
+
+impl Bench {
+    /// What the guest's console showed so far.
+    fn console_tail(&self) -> String {
+        let mut text = vec![0; 64 * 1024];
+        let length = (&self.console).read(&mut text).unwrap_or(0);
+        text.truncate(length);
+        String::from_utf8_lossy(&text).into_owned()
+    }
 }
 
 /// Returns what a machine needs, or says why the test proves nothing.
@@ -77,7 +87,7 @@ fn bench(id: &str) -> Option<Bench> {
         dir,
         config,
         listener,
-        _console: console,
+        console,
     })
 }
 
@@ -220,9 +230,14 @@ async fn a_machine_boots_in_its_jail_and_leaves_nothing_when_killed() {
     assert_eq!(pids.len(), 2, "warden and vmm");
     let said = dialled(&bench).await;
     println!("the guest said: {}", String::from_utf8_lossy(&said));
+    println!("its console: {}", bench.console_tail());
     assert_jailed(pids[1]);
     for set in ["CapPrm", "CapEff", "CapBnd"] {
-        assert_eq!(status_field(pids[0], set), "0000000000000000", "warden {set}");
+        assert_eq!(
+            status_field(pids[0], set),
+            "0000000000000000",
+            "warden {set}"
+        );
     }
     let uid = status_field(pids[1], "Uid");
     let first: u32 = uid.split('\t').next().unwrap().parse().unwrap();
@@ -240,7 +255,9 @@ async fn a_machine_boots_in_its_jail_and_leaves_nothing_when_killed() {
 
 #[tokio::test]
 async fn a_killed_vmm_ends_the_warden_and_is_reported() {
-    let Some(bench) = bench("vmm-dies") else { return };
+    let Some(bench) = bench("vmm-dies") else {
+        return;
+    };
     let mut vm = launched(launch(&bench.config).await);
     let pids = vm.pids();
     kill(Pid::from_raw(pids[1]), Signal::SIGKILL).unwrap();
@@ -250,7 +267,9 @@ async fn a_killed_vmm_ends_the_warden_and_is_reported() {
 
 #[tokio::test]
 async fn a_killed_warden_takes_the_vmm_along() {
-    let Some(bench) = bench("warden-dies") else { return };
+    let Some(bench) = bench("warden-dies") else {
+        return;
+    };
     let mut vm = launched(launch(&bench.config).await);
     let pids = vm.pids();
     kill(Pid::from_raw(pids[0]), Signal::SIGKILL).unwrap();
@@ -262,7 +281,9 @@ async fn a_killed_warden_takes_the_vmm_along() {
 
 #[tokio::test]
 async fn a_dropped_machine_is_gone() {
-    let Some(bench) = bench("dropped") else { return };
+    let Some(bench) = bench("dropped") else {
+        return;
+    };
     let vm = launched(launch(&bench.config).await);
     let pids = vm.pids();
     drop(vm);
