@@ -15,7 +15,11 @@
 #![expect(unsafe_code, reason = "calls of a C interface")]
 
 mod kernel;
-#[expect(unreachable_pub, reason = "generated as it stands")]
+#[expect(
+    unreachable_pub,
+    clippy::absolute_paths,
+    reason = "generated as it stands"
+)]
 mod sys;
 mod sys_check;
 
@@ -47,7 +51,7 @@ const MAX_SOCKET_PATH: usize = 107;
 #[derive(Debug)]
 pub(crate) enum Vsock {
     /// No device at all.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the decision has two answers"))]
+    #[expect(dead_code, reason = "the decision has two answers, and one user")]
     None,
     /// A device without TSI whose named ports are forwarded; dialling any other port is refused.
     Plain(Vec<VsockPort>),
@@ -79,10 +83,7 @@ pub(crate) enum DiskAccess {
     /// Read only.
     ReadOnly,
     /// Read and write; the guest's flushes reach the host's disk.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for overlays that outlive a boot")
-    )]
+    #[expect(dead_code, reason = "for overlays that outlive a boot")]
     Durable,
     /// Read and write; flushes are not offered, since nothing survives the host's crash anyway.
     Throwaway,

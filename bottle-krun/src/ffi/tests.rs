@@ -3,12 +3,10 @@ use super::*;
 #[test]
 fn a_negative_answer_names_the_call_and_the_errno() {
     let error = check("krun_add_disk3", -libc_enoent()).unwrap_err();
-    match error {
-        KrunError::Call { call, source } => {
-            assert_eq!((call, source), ("krun_add_disk3", Errno::ENOENT));
-        }
-        other => panic!("{other:?}"),
-    }
+    let KrunError::Call { call, source } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((call, source), ("krun_add_disk3", Errno::ENOENT));
     assert_eq!(check("krun_create_ctx", 7).unwrap(), 7);
 }
 

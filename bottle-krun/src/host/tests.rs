@@ -1,5 +1,6 @@
 use super::vcpu::{Answer, Hardware, judge};
 use super::*;
+use std::env;
 
 const REAL: Hardware = Hardware {
     flag: Some(true),
@@ -79,7 +80,7 @@ fn a_helper_that_hangs_is_given_up_at_the_deadline() {
 
 #[test]
 fn a_missing_kernel_says_where_it_was_looked_for() {
-    let dir = std::env::temp_dir();
+    let dir = env::temp_dir();
     let missing = find_kernel(Some(Path::new("/nonexistent/k.so")), Some(&dir)).unwrap_err();
     assert!(
         missing.to_string().contains("`/nonexistent/k.so`"),

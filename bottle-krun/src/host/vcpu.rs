@@ -186,10 +186,13 @@ pub(crate) fn run_probe() -> u8 {
 }
 
 fn unopened(errno: kvm_ioctls::Error) -> Answer {
-    match io::Error::from(errno).kind() {
-        ErrorKind::NotFound => Answer::Absent,
-        ErrorKind::PermissionDenied => Answer::NotPermitted,
-        _ => Answer::Failed(format!("cannot open `/dev/kvm`: {errno}")),
+    let kind = io::Error::from(errno).kind();
+    if kind == ErrorKind::NotFound {
+        Answer::Absent
+    } else if kind == ErrorKind::PermissionDenied {
+        Answer::NotPermitted
+    } else {
+        Answer::Failed(format!("cannot open `/dev/kvm`: {errno}"))
     }
 }
 
@@ -239,20 +242,17 @@ fn run_vcpu(kvm: &Kvm) -> Result<(), String> {
     vcpu.set_regs(&registers)
         .map_err(failed("set its registers"))?;
 
-    match vcpu.run().map_err(failed("run it"))? {
-        VcpuExit::IoOut(0x10, [byte]) if *byte == low => {}
-        other => {
-            return Err(format!(
-                "the vCPU stopped with {other:?} instead of its output"
-            ));
-        }
+    let exit = vcpu.run().map_err(failed("run it"))?;
+    if !matches!(exit, VcpuExit::IoOut(0x10, [byte]) if *byte == low) {
+        return Err(format!(
+            "the vCPU stopped with {exit:?} instead of its output"
+        ));
     }
-    match vcpu.run().map_err(failed("run it"))? {
-        VcpuExit::Hlt => Ok(()),
-        other => Err(format!(
-            "the vCPU stopped with {other:?} instead of halting"
-        )),
+    let exit = vcpu.run().map_err(failed("run it"))?;
+    if !matches!(exit, VcpuExit::Hlt) {
+        return Err(format!("the vCPU stopped with {exit:?} instead of halting"));
     }
+    Ok(())
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::sethostname;
 
 use super::identity::Identity;
-use super::{Failure, OrFailure, Step};
+use super::{Failure, Step};
 
 /// Leaves the host's mount, pid, network, ipc, uts and cgroup namespaces; a user who is not root
 /// also the user namespace, in which they become 0 and are the only user.
@@ -29,9 +29,9 @@ pub(crate) fn enter(identity: Identity, id: &BottleId) -> Result<(), Failure> {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     match identity {
-        Identity::Own { .. } => unshare(host).map_err(|errno| refused_to_root(errno))?,
+        Identity::Own { .. } => unshare(host).map_err(refused_to_root)?,
         Identity::Mapped { uid, gid } => {
-            unshare(host | CloneFlags::CLONE_NEWUSER).map_err(|errno| refused_to_user(errno))?;
+            unshare(host | CloneFlags::CLONE_NEWUSER).map_err(refused_to_user)?;
             // Groups first: without the denial an unprivileged gid_map is refused. To 0, since
             // the capabilities of any other id vanish at the exec of the vmm.
             write_map("setgroups", "deny")?;
@@ -69,17 +69,15 @@ fn refused_to_user(errno: Errno) -> Failure {
         "leave the host's namespaces as an unprivileged user",
         &errno,
     );
-    failure.hint(match errno {
-        Errno::ENOSPC => {
-            "user namespaces are used up or disabled: raise `sysctl user.max_user_namespaces` \
+    failure.hint(if errno == Errno::ENOSPC {
+        "user namespaces are used up or disabled: raise `sysctl user.max_user_namespaces` \
              (and max_{mnt,pid,net,ipc,uts,cgroup}_namespaces)"
-        }
-        Errno::EPERM => {
-            "user namespaces are not allowed for this user: `sysctl \
+    } else if errno == Errno::EPERM {
+        "user namespaces are not allowed for this user: `sysctl \
              kernel.unprivileged_userns_clone=1` where that exists; inside a container or a \
              chroot they may be refused altogether"
-        }
-        _ => "`bottle doctor` says what this host allows",
+    } else {
+        "`bottle doctor` says what this host allows"
     })
 }
 

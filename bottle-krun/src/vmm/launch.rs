@@ -1,7 +1,7 @@
 //! Parent side: starts a machine in its jail, and ends it.
 
 use std::fmt::{self, Display, Formatter};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 #[cfg(test)]
 use std::os::fd::AsRawFd;
@@ -135,7 +135,7 @@ fn hand_over(config: &VmConfig, identity: Identity) -> Result<(), LaunchError> {
         lchown(path, Some(owner), Some(owner)).map_err(refused(path))?;
     }
     chown(&config.sockets, None, Some(owner)).map_err(refused(&config.sockets))?;
-    std::fs::set_permissions(&config.sockets, PermissionsExt::from_mode(0o710))
+    fs::set_permissions(&config.sockets, PermissionsExt::from_mode(0o710))
         .map_err(refused(&config.sockets))
 }
 
@@ -297,7 +297,7 @@ impl Vm {
     pub(super) fn pids(&self) -> Vec<i32> {
         let vmm = self.vmm.as_ref().map(|vmm| {
             let info = format!("/proc/self/fdinfo/{}", vmm.get_ref().as_raw_fd());
-            let info = std::fs::read_to_string(info).unwrap();
+            let info = fs::read_to_string(info).unwrap();
             let line = info.lines().find_map(|line| line.strip_prefix("Pid:"));
             line.unwrap().trim().parse().unwrap()
         });
