@@ -18,14 +18,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bottle_core::backend::{
-    Backend, BackendError, Blame, Bottle, Capabilities, Hint, Plan, PlanLine, Summary,
+    Backend, BackendError, Blame, Bottle, Capabilities, Hint, Plan, Summary,
 };
-use bottle_core::id::{BottleId, MAX_ID_LEN};
-use bottle_core::policy::Rule;
+use bottle_core::id::BottleId;
 use bottle_core::reporter::{Reporter, Stage};
-use bottle_core::spec::{ImageSource, Resolve, Spec};
-use bottle_image::{ImageConfig, ImageError, ImageRef};
-use bottle_wire::client::{Launch, LaunchReport, LaunchResolve, Open};
+use bottle_core::spec::{ImageSource, Spec};
+use bottle_image::{ImageDisk, ImageError};
+use bottle_wire::client::{Launch, LaunchReport, Open};
 use bottle_wire::message;
 use nix::unistd::Uid;
 use thiserror::Error;
@@ -38,7 +37,7 @@ use crate::error::{ShimError, failed, from_shim, start_failed};
 use crate::host::vcpu::kvm_glance;
 use crate::host::{KernelMissing, KvmStatus, find_kernel};
 use crate::options::KrunOptions;
-use crate::random;
+use crate::plan::{default_argv, launch_of, layout, new_id, plan_lines};
 use crate::reexec::Role;
 use crate::state::{self, CLIENT_SOCKET, Dirs, StateError};
 
@@ -79,10 +78,7 @@ impl KrunBackend {
     }
 
     /// Converts the image, or finds its disk in the store.
-    async fn image_disk(
-        &self,
-        source: &ImageSource,
-    ) -> Result<bottle_image::ImageDisk, ImageError> {
+    async fn image_disk(&self, source: &ImageSource) -> Result<ImageDisk, ImageError> {
         let store = self.options.image_store.clone();
         let source = source.clone();
         let work = move || {
@@ -269,9 +265,11 @@ impl KrunBackend {
             .options
             .helper()
             .map_err(|source| ResolveError::Helper { source })?;
-        match kvm_glance() {
-            KvmStatus::Works => Ok((kernel, helper)),
-            status => Err(ResolveError::Kvm { status }),
+        let status = kvm_glance();
+        if status == KvmStatus::Works {
+            Ok((kernel, helper))
+        } else {
+            Err(ResolveError::Kvm { status })
         }
     }
 
@@ -451,181 +449,5 @@ impl StageClock<'_> {
             let took: Duration = since.elapsed();
             self.reporter.ended(stage, took, note);
         }
-    }
-}
-
-fn layout(source: &ImageSource) -> (&Path, Option<&str>) {
-    let ImageSource::OciLayout { dir, reference } = source else {
-        unreachable!("this release knows one kind of image source");
-    };
-    (dir, reference.as_deref())
-}
-
-/// Derives an id from a name: `<name>-<5 base32 characters>`.
-fn new_id(name: &BottleId) -> io::Result<BottleId> {
-    let suffix = random::base32::<5>()?;
-    let longest = MAX_ID_LEN - 1 - suffix.len();
-    let name: String = name.as_str().chars().take(longest).collect();
-    let id = format!("{}-{suffix}", name.trim_end_matches('-'));
-    Ok(id.parse().expect("a name and base32 characters make an id"))
-}
-
-/// What an image and a bottle together run, as docker combines them.
-fn default_argv(spec: &Spec, config: &ImageConfig) -> Vec<String> {
-    let command = spec.command.as_ref().unwrap_or(&config.cmd);
-    config.entrypoint.iter().chain(command).cloned().collect()
-}
-
-/// The environment of every process: the image's, overridden by the bottle's.
-fn environment(spec: &Spec, config: &ImageConfig) -> Vec<(String, String)> {
-    let mut env = config.env.clone();
-    for (name, value) in spec.env.iter() {
-        env.retain(|(known, _)| known != name);
-        env.push((name.to_owned(), value.to_owned()));
-    }
-    env
-}
-
-fn user_of(spec: &Spec, config: &ImageConfig) -> String {
-    spec.user
-        .as_ref()
-        .map_or_else(|| config.user.clone(), |user| user.as_str().to_owned())
-}
-
-fn plan_lines(spec: &Spec, image: &ImageRef, kernel: &Path, record: &Path) -> Vec<PlanLine> {
-    let (dir, reference) = layout(&spec.image);
-    let tag = reference.map(|tag| format!(":{tag}")).unwrap_or_default();
-    let line = |what, value| PlanLine { what, value };
-    let or = |text: String, none: &str| {
-        if text.is_empty() {
-            none.to_owned()
-        } else {
-            text
-        }
-    };
-    let mut lines = vec![
-        line(
-            "image",
-            format!("oci:{}{tag} {}", dir.display(), image.manifest),
-        ),
-        line("kernel", kernel.display().to_string()),
-        line("machine", {
-            let sizes = spec.resources;
-            format!(
-                "{} CPU, {}, overlay {}",
-                sizes.vcpus, sizes.memory, sizes.disk
-            )
-        }),
-        line("user", or(user_of(spec, &image.config), "root")),
-        line("command", default_argv(spec, &image.config).join(" ")),
-        line(
-            "env",
-            or(
-                spec.env
-                    .iter()
-                    .map(|(name, _)| name)
-                    .collect::<Vec<_>>()
-                    .join(" "),
-                "nothing added",
-            ),
-        ),
-    ];
-    if spec.policy.rules().is_empty() {
-        lines.push(line("egress", "nothing is reachable".to_owned()));
-    }
-    lines.extend(
-        spec.policy
-            .rules()
-            .iter()
-            .map(|rule| line("egress", rule.to_string())),
-    );
-    lines.extend(spec.resolve.iter().map(|resolve| {
-        let Resolve {
-            host,
-            port,
-            address,
-            dial_port,
-        } = resolve;
-        line(
-            "resolve",
-            format!("{host}:{port} is dialed at {address} port {dial_port}"),
-        )
-    }));
-    if !spec.upstream_roots.is_empty() {
-        lines.push(line(
-            "upstream-ca",
-            format!("{} further roots", spec.upstream_roots.len()),
-        ));
-    }
-    lines.extend(
-        spec.known_values
-            .iter()
-            .map(|secret| line("secret", format!("{} may not leave", secret.name()))),
-    );
-    lines.push(line("record", record.display().to_string()));
-    lines
-}
-
-fn launch_of(
-    spec: &Spec,
-    id: &BottleId,
-    dirs: &Dirs,
-    disk: &bottle_image::ImageDisk,
-    kernel: &Path,
-    helper: &Path,
-) -> Launch {
-    let Spec {
-        name,
-        image: _,
-        command: _,
-        user: _,
-        env: _,
-        policy,
-        resolve,
-        upstream_roots,
-        known_values,
-        resources,
-    } = spec;
-    let config = &disk.image.config;
-    Launch {
-        id: id.to_string(),
-        hostname: name.to_string(),
-        helper: helper.to_owned(),
-        kernel: kernel.to_owned(),
-        image: disk.path.clone(),
-        overlay: dirs.overlay(),
-        state_dir: dirs.state.clone(),
-        runtime_dir: dirs.runtime.clone(),
-        vcpus: resources.vcpus.0.get(),
-        ram_mib: resources.memory.0,
-        rules: policy
-            .rules()
-            .iter()
-            .map(|Rule { host, port }| (host.to_string(), *port))
-            .collect(),
-        resolve: resolve
-            .iter()
-            .map(
-                |Resolve {
-                     host,
-                     port,
-                     address,
-                     dial_port,
-                 }| LaunchResolve {
-                    host: host.to_string(),
-                    port: *port,
-                    dial: (*address, *dial_port).into(),
-                },
-            )
-            .collect(),
-        upstream_roots: upstream_roots.clone(),
-        known_values: known_values
-            .iter()
-            .map(|secret| (secret.name().to_owned(), secret.expose().to_vec()))
-            .collect(),
-        env: environment(spec, config),
-        user: user_of(spec, config),
-        cwd: config.working_dir.clone(),
-        default_argv: default_argv(spec, config),
     }
 }

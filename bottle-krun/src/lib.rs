@@ -5,7 +5,7 @@
 //!   backend, bottle, process       shim/                warden     vmm/, jail/, ffi/
 //! ```
 //!
-//! All of them are one program: [`reexec`] is called first in `main` and becomes whichever of them
+//! All of them are one program: [`reexec()`] is called first in `main` and becomes whichever of them
 //! its caller asked for.
 
 mod backend;
@@ -16,6 +16,7 @@ mod ffi;
 mod host;
 mod jail;
 mod options;
+mod plan;
 mod process;
 mod random;
 mod record;

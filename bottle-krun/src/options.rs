@@ -12,7 +12,7 @@ use nix::unistd::Uid;
 pub struct KrunOptions {
     /// The program that is re-executed as shim, warden and vmm; absent means the current one.
     ///
-    /// It has to call [`reexec`](crate::reexec) first in its `main`.
+    /// It has to call [`reexec`](crate::reexec()) first in its `main`.
     pub helper: Option<PathBuf>,
     /// The kernel library; absent means the first one found in the usual places.
     pub kernel: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! Helpers are re-executions of a program that calls [`crate::reexec`] first in `main`.
+//! Helpers are re-executions of a program that calls [`crate::reexec()`] first in `main`.
 //!
 //! A helper is recognised by its first argument; its work arrives on descriptor 0. Nothing that a
 //! user could type gains anything by it: a helper has the rights of who started it.

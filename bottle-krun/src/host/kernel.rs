@@ -32,7 +32,7 @@ const SYSTEM: [&str; 7] = [
 ///
 /// The library runs in the vmm's process, before the jail is closed. Neither the working directory
 /// nor `LD_LIBRARY_PATH` is searched.
-pub fn find_kernel(
+pub(crate) fn find_kernel(
     explicit: Option<&Path>,
     data_home: Option<&Path>,
 ) -> Result<PathBuf, KernelMissing> {
@@ -64,14 +64,14 @@ pub fn find_kernel(
 /// There is no guest kernel on this host.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 #[error("cannot find the guest kernel; looked for {}", listed(searched))]
-pub struct KernelMissing {
+pub(crate) struct KernelMissing {
     /// The paths that were tried.
-    pub searched: Vec<PathBuf>,
+    pub(crate) searched: Vec<PathBuf>,
 }
 
 impl KernelMissing {
     /// Returns what a person can do about it.
-    pub fn hint(&self) -> &'static str {
+    pub(crate) fn hint(&self) -> &'static str {
         "`cargo xtask setup` fetches it, or install your distribution's package `libkrunfw`"
     }
 }

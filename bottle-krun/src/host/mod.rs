@@ -20,9 +20,9 @@ use thiserror::Error;
 
 use crate::reexec::Role;
 
-pub use self::kernel::{KernelMissing, find_kernel};
-pub use self::namespaces::{NamespaceStatus, namespaces_usable};
-pub use self::vcpu::{KvmStatus, kvm_usable};
+pub(crate) use self::kernel::{KernelMissing, find_kernel};
+pub(crate) use self::namespaces::{NamespaceStatus, namespaces_usable};
+pub(crate) use self::vcpu::{KvmStatus, kvm_usable};
 
 /// The longest answer of a probe.
 const MAX_ANSWER: u64 = 4096;
@@ -30,7 +30,7 @@ const MAX_ANSWER: u64 = 4096;
 /// Why a probe gave no answer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// The helper program could not be run, or is not one.
     #[error("the helper program did not run the probe")]
     Helper {

@@ -17,8 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the current user can do with namespaces.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "it works or it does not")]
-pub enum NamespaceStatus {
+pub(crate) enum NamespaceStatus {
     /// A process left all of them and mounted in its own.
     Works,
     /// It was refused.
@@ -30,13 +29,13 @@ pub enum NamespaceStatus {
     },
 }
 
-/// Tries what the jail does, in a process that `helper` (see [`crate::reexec`]) becomes. Blocks for
+/// Tries what the jail does, in a process that `helper` (see [`crate::reexec()`]) becomes. Blocks for
 /// at most two seconds.
 ///
 /// # Errors
 ///
 /// [`ProbeError`] if there was no answer.
-pub fn namespaces_usable(helper: &Path) -> Result<NamespaceStatus, ProbeError> {
+pub(crate) fn namespaces_usable(helper: &Path) -> Result<NamespaceStatus, ProbeError> {
     let answer: Option<Failure> = ask(helper, Role::ProbeNamespaces, DEADLINE)?;
     Ok(match answer {
         None => NamespaceStatus::Works,

@@ -24,8 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 /// What `/dev/kvm` is good for.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "each case has its own advice")]
-pub enum KvmStatus {
+pub(crate) enum KvmStatus {
     /// There is none.
     Absent,
     /// It is there and may not be opened by this user.
@@ -42,7 +41,7 @@ pub enum KvmStatus {
 
 impl KvmStatus {
     /// Returns what was found, in words.
-    pub fn found(&self) -> &str {
+    pub(crate) fn found(&self) -> &str {
         match self {
             Self::Absent => "there is no `/dev/kvm`",
             Self::NotPermitted => "this user may not open `/dev/kvm`",
@@ -52,7 +51,7 @@ impl KvmStatus {
     }
 
     /// Returns what a person can do about it; `None` if it works.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Absent => Some(
                 "turn on virtualization in the firmware (or nested virtualization in the \
@@ -95,14 +94,14 @@ pub(crate) enum Answer {
     Ran,
 }
 
-/// Tries `/dev/kvm` with a process that `helper` (see [`crate::reexec`]) becomes. Blocks for at
+/// Tries `/dev/kvm` with a process that `helper` (see [`crate::reexec()`]) becomes. Blocks for at
 /// most two seconds.
 ///
 /// # Errors
 ///
 /// [`ProbeError::Helper`] if the helper does not run the probe. A vCPU that does not come to its
 /// end in time is no error but [`KvmStatus::Unusable`].
-pub fn kvm_usable(helper: &Path) -> Result<KvmStatus, ProbeError> {
+pub(crate) fn kvm_usable(helper: &Path) -> Result<KvmStatus, ProbeError> {
     let answer = match ask(helper, Role::ProbeKvm, DEADLINE) {
         Ok(answer) => answer,
         Err(ProbeError::Silent { seconds }) => Answer::Failed(format!(

@@ -48,7 +48,7 @@ const MAX_DIAGNOSTICS: usize = 8 * 1024;
 pub(crate) struct VmConfig {
     /// The bottle.
     pub(crate) id: BottleId,
-    /// A program that calls [`crate::reexec`] first in `main`.
+    /// A program that calls [`crate::reexec()`] first in `main`.
     pub(crate) helper: PathBuf,
     /// The guest kernel's library.
     pub(crate) kernel: PathBuf,
