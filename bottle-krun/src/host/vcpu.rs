@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::{ProbeError, ask};
 use crate::reexec::Role;
 
+/// The one version of KVM's interface there is (Documentation/virt/kvm/api.rst, 4.1).
+const KVM_INTERFACE: i32 = 12;
 /// How long a vCPU may take for three instructions.
 const DEADLINE: Duration = Duration::from_secs(2);
 
@@ -117,7 +119,8 @@ pub(crate) fn kvm_usable(helper: &Path) -> Result<KvmStatus, ProbeError> {
 /// [`KvmStatus::Works`] means here that nothing speaks against it.
 pub(crate) fn kvm_glance() -> KvmStatus {
     let answer = match Kvm::new() {
-        Ok(_) => Answer::Ran,
+        Ok(kvm) if kvm.get_api_version() == KVM_INTERFACE => Answer::Ran,
+        Ok(_) => Answer::Failed("`/dev/kvm` is not a KVM device".to_owned()),
         Err(errno) => unopened(errno),
     };
     judge(hardware(), answer)
@@ -207,7 +210,7 @@ const PROOF: u16 = 0x5A17;
 #[cfg(target_arch = "x86_64")]
 fn run_vcpu(kvm: &Kvm) -> Result<(), String> {
     let failed = |what: &'static str| move |errno: kvm_ioctls::Error| format!("{what}: {errno}");
-    if kvm.get_api_version() != 12 {
+    if kvm.get_api_version() != KVM_INTERFACE {
         return Err(format!("KVM interface {}", kvm.get_api_version()));
     }
     // mov ax, PROOF; out 0x10, al; hlt. Never freed: the vCPU's life ends with the process.
