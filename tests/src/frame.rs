@@ -1,7 +1,7 @@
 //! The frames in which checks run: what they need is made, a failure tells all that is known, and
 //! what was made goes away.
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use bottle_core::spec::Spec;
 use tokio::sync::OnceCell;
 
@@ -20,7 +20,7 @@ pub fn in_shared_bottle(check: impl AsyncFnOnce(&'static Bench) -> Result<()>) {
         let bench = shared(given).await?;
         check(bench)
             .await
-            .map_err(|error| error.context(bench.host.tails()))
+            .map_err(|error| told(&error, &bench.host))
     });
 }
 
@@ -39,7 +39,7 @@ pub fn in_own_bottle(
         let mut bench = Bench::start(given, name, change).await?;
         if let Err(error) = check(&bench).await {
             bench.host.keep();
-            return Err(error.context(bench.host.tails()));
+            return Err(told(&error, &bench.host));
         }
         bench
             .bottle
@@ -63,9 +63,14 @@ pub fn on_host(check: impl AsyncFnOnce(&TestHost) -> Result<()>) {
         let mut host = TestHost::new(given)?;
         check(&host).await.map_err(|error| {
             host.keep();
-            error.context(host.tails())
+            told(&error, &host)
         })
     });
+}
+
+/// Joins an error and what bottles of a host wrote; the error comes first.
+fn told(error: &Error, host: &TestHost) -> Error {
+    anyhow!("{error:?}\n{}", host.tails())
 }
 
 async fn shared(given: &'static Given) -> Result<&'static Bench> {

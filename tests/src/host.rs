@@ -9,7 +9,7 @@ use std::process;
 use std::sync::OnceLock;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bottle_core::id::BottleId;
 use bottle_krun::{KrunBackend, KrunOptions};
 use tempfile::TempDir;
@@ -49,7 +49,7 @@ impl TestHost {
         })
     }
 
-    /// Returns the options with which the command line finds the same bottles as [`Self::cli`].
+    /// Returns the options with which the command line finds the same bottles as [`Self::bottle`].
     ///
     /// # Errors
     ///
@@ -97,6 +97,20 @@ impl TestHost {
         self.dir.join("state/bottle/bottles").join(id.as_str())
     }
 
+    /// Returns the id of the one bottle that these directories have seen.
+    ///
+    /// # Errors
+    ///
+    /// If they have seen none, or several.
+    pub fn only_bottle(&self) -> Result<BottleId> {
+        let dir = self.dir.join("state/bottle/bottles");
+        let names: Result<Vec<_>, _> = fs::read_dir(&dir)?.collect();
+        match &names?[..] {
+            [one] => Ok(one.file_name().to_string_lossy().parse()?),
+            other => bail!("not one bottle in `{}`: {other:?}", dir.display()),
+        }
+    }
+
     /// Returns the lines of a bottle's record.
     ///
     /// # Errors
@@ -137,7 +151,7 @@ impl TestHost {
                 .is_some_and(|end| end == "jsonl" || end == "log");
             if let Some(content) = is_text.then(|| fs::read_to_string(&path).ok()).flatten() {
                 let lines: Vec<_> = content.lines().collect();
-                let tail = &lines[lines.len().saturating_sub(40)..];
+                let tail = &lines[lines.len().saturating_sub(15)..];
                 text.push_str(&format!("--- {}\n{}\n", path.display(), tail.join("\n")));
             }
         }

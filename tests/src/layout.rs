@@ -38,7 +38,7 @@ pub fn write(dir: &Path, fault: Fault) -> Result<()> {
         Fault::WrongDigest => {
             let mut changed = layer.clone();
             // Inside the content of the one file, so that the archive stays readable.
-            changed[600] ^= 1;
+            changed[520] ^= 1;
             fs::write(stored, changed)?;
         }
         Fault::Truncated => fs::write(stored, &layer[..layer.len() / 2])?,
@@ -85,8 +85,14 @@ fn put(dir: &Path, bytes: &[u8]) -> Result<String> {
 
 fn layer(fault: Fault) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
-    let content = b"no program is in this image; padding so that half of it is less than it\n";
-    append(&mut tar, b"readme.txt", EntryType::Regular, content)?;
+    // Each layout has a layer of its own: a disk that the store has already is not made again.
+    let content = format!("no program is in this image; its fault: {fault:?}\n");
+    append(
+        &mut tar,
+        b"readme.txt",
+        EntryType::Regular,
+        content.as_bytes(),
+    )?;
     append(&mut tar, b"etc/", EntryType::Directory, b"")?;
     append(
         &mut tar,

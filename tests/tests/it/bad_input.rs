@@ -126,28 +126,22 @@ fn a_missing_kernel_library_is_an_error() {
 #[test]
 fn a_host_without_kvm_is_an_error() {
     on_host(async |host| {
-        let mut command = if Uid::effective().is_root() {
-            // A mount namespace of its own, in which /dev/kvm is something else.
-            let mut command = Command::new("unshare");
-            let script = "mount --bind /dev/null /dev/kvm && exec \"$@\"";
-            command.args(["--mount", "sh", "-c", script, "sh"]);
-            command
-        } else {
-            let mut command = Command::new("unshare");
-            let script = "mount --bind /dev/null /dev/kvm && exec \"$@\"";
-            command.args([
-                "--user",
-                "--map-root-user",
-                "--mount",
-                "sh",
-                "-c",
-                script,
-                "sh",
-            ]);
-            command
-        };
-        command.arg(&host.given.bottle);
-        command.args(host.start_args("bad")).args(["--", "true"]);
+        // A mount namespace of its own, whose /dev has a few harmless devices only.
+        let script = "mkdir -p $0 && mount -t tmpfs dev $0 &&
+            for node in null zero full random urandom tty; do
+                touch $0/$node && mount --bind /dev/$node $0/$node || exit 1
+            done && mount --rbind $0 /dev && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        if !Uid::effective().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(host.dir.join("dev"));
+        command
+            .arg(&host.given.bottle)
+            .args(host.start_args("bad"))
+            .args(["--", "true"]);
         host.prepare(&mut command);
         let output = run(command, b"").await?;
         one_error(host, &output, FAILED, &["/dev/kvm"])

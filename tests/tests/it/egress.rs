@@ -193,7 +193,12 @@ fn a_github_token_in_a_body_is_refused_and_never_reaches_the_upstream() {
         let body = format!("{{\"note\": \"{token}\"}}");
         for flag in ["--http1.1", "--http2"] {
             let mark = bench.mark().await?;
-            let told = post(bench, &[flag, "https://allowed.test/body-secret"], &body).await?;
+            let told = post(
+                bench,
+                &[flag, "https://allowed.test/echo/body-secret"],
+                &body,
+            )
+            .await?;
             let told = told.success()?;
             ensure!(
                 told.lines()

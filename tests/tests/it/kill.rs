@@ -52,7 +52,6 @@ fn nothing_is_left_when_the_vmm_is_killed() {
 /// Starts a bottle by the command line, kills one of its processes and looks for the rest.
 async fn check(host: &TestHost, role: Role) -> Result<()> {
     let name = format!("kill-{role:?}").to_lowercase();
-    let id: BottleId = name.parse()?;
     let mut args = host.start_args(&name);
     args.extend(["--", "sh", "-c", "echo up; exec sleep 600"].map(str::to_owned));
     let mut child = host.bottle(&args).spawn()?;
@@ -100,7 +99,7 @@ async fn check(host: &TestHost, role: Role) -> Result<()> {
     if let Err(error) = wait_until(DEADLINE, "no file is left", no_file).await {
         return Err(error.context(format!("left: {:#?}", host.leftovers()?)));
     }
-    record_is_valid(host, &id, role)
+    record_is_valid(host, &host.only_bottle()?, role)
 }
 
 /// Finds the process of a role by its place in the tree: the vmm is the one that is also process 1

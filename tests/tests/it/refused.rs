@@ -2,6 +2,7 @@
 //! record names the reason.
 
 use anyhow::{Result, ensure};
+use bottle_core::backend::ExitStatus;
 use bottle_core::event::Happening;
 use bottle_core::policy::Reason;
 use bottle_tests::bench::Bench;
@@ -69,7 +70,8 @@ fn a_listed_host_on_an_unlisted_port_is_refused() {
         let told = bench
             .curl(&["--connect-timeout", "5", "https://allowed.test:4711/"])
             .await?;
-        ensure!(told.failure()?.contains("refused"), "{told}");
+        // 7: could not connect; 28 would be a silence.
+        assert_eq!(told.status, ExitStatus::Exited(7), "{told}");
         Ok(())
     });
 }
@@ -361,7 +363,7 @@ fn the_control_port_cannot_be_dialled_a_second_time() {
 import socket, sys
 for port in map(int, sys.argv[1:]):
     vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    vsock.settimeout(15)
+    vsock.settimeout(3)
     try:
         vsock.connect((2, port))
         vsock.sendall(b'\\0' * 64)
@@ -445,7 +447,7 @@ print('sent', count)
 fn a_tsi_socket_gets_nowhere() {
     in_shared_bottle(async |bench| {
         let program = "
-import ctypes, os, socket, struct, sys
+import ctypes, os, signal, socket, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
 for kind in (1, 2):
     fd = libc.socket(46, kind, 0)
@@ -454,9 +456,14 @@ for kind in (1, 2):
         continue
     port = int(sys.argv[1])
     address = struct.pack('<H', socket.AF_INET) + struct.pack('>H', port) + bytes([127, 0, 0, 1]) + bytes(8)
+    if os.fork():
+        # Nobody answers the kernel's own questions either: it may wait for ever.
+        os.waitpid(-1, 0)
+        continue
+    signal.alarm(5)
     code = libc.connect(fd, address, len(address))
     print('connect', code, os.strerror(ctypes.get_errno()) if code else '')
-    os.close(fd)
+    sys.exit(0)
 ";
         let port = bench.tripwire.address.port().to_string();
         bench
