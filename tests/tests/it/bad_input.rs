@@ -125,18 +125,32 @@ fn a_missing_kernel_library_is_an_error() {
 
 #[test]
 fn a_host_without_kvm_is_an_error() {
+    // A few harmless devices only.
+    kvm_is_missed(
+        "mkdir -p $0 && mount -t tmpfs dev $0 &&
+        for node in null zero full random urandom tty; do
+            touch $0/$node && mount --bind /dev/$node $0/$node || exit 1
+        done && mount --rbind $0 /dev",
+    );
+}
+
+#[test]
+fn a_device_that_is_no_kvm_is_an_error() {
+    kvm_is_missed("mount --bind /dev/null /dev/kvm");
+}
+
+/// Starts a bottle in a mount namespace of its own, after this script has changed `/dev`; `$0` is
+/// a directory that it may use.
+#[track_caller]
+fn kvm_is_missed(script: &str) {
     on_host(async |host| {
-        // A mount namespace of its own, whose /dev has a few harmless devices only.
-        let script = "mkdir -p $0 && mount -t tmpfs dev $0 &&
-            for node in null zero full random urandom tty; do
-                touch $0/$node && mount --bind /dev/$node $0/$node || exit 1
-            done && mount --rbind $0 /dev && exec \"$@\"";
         let mut command = Command::new("unshare");
         if !Uid::effective().is_root() {
             command.args(["--user", "--map-root-user"]);
         }
+        let script = format!("{script} && exec \"$@\"");
         command
-            .args(["--mount", "sh", "-c", script])
+            .args(["--mount", "sh", "-c", &script])
             .arg(host.dir.join("dev"));
         command
             .arg(&host.given.bottle)

@@ -75,9 +75,12 @@ pub async fn a_bottle_is_listed_and_opened_while_it_runs_and_leaves_nothing_when
     let before = (subject.traces)();
     let bottle = subject.start(NAME).await?;
     let id = bottle.id().clone();
-    ensure!(id.as_str() == NAME, "its id is `{id}`");
     ensure!(
-        subject.runs(NAME).await?,
+        id.as_str().starts_with(NAME),
+        "`{id}` is not derived from `{NAME}`"
+    );
+    ensure!(
+        subject.runs(&id).await?,
         "the list does not show it running"
     );
 
@@ -86,7 +89,7 @@ pub async fn a_bottle_is_listed_and_opened_while_it_runs_and_leaves_nothing_when
     ensure!(said.stdout == b"opened\n", "it said {:?}", said.stdout);
     drop(opened);
     ensure!(
-        subject.runs(NAME).await?,
+        subject.runs(&id).await?,
         "dropping a handle that was opened ended it"
     );
 
@@ -172,10 +175,15 @@ pub async fn dropping_the_handle_that_started_a_bottle_ends_it(
     const NAME: &str = "contract-drop";
     let before = (subject.traces)();
     let bottle = subject.start(NAME).await?;
+    let id = bottle.id().clone();
+    ensure!(
+        subject.runs(&id).await?,
+        "the list does not show it running"
+    );
     let process = bottle.exec(&Command::new(["cat"])).await?;
     drop(bottle);
     // The deadline is the case's.
-    while subject.runs(NAME).await? {
+    while subject.runs(&id).await? {
         sleep(TICK).await;
     }
     let status = process.control.wait().await;

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 pub use self::life::*;
 pub use self::process::*;
 use crate::backend::{Backend, BackendError, Bottle, Command, ExitStatus, Process};
+use crate::id::BottleId;
 use crate::reporter::Silent;
 use crate::spec::Spec;
 
@@ -57,10 +58,10 @@ impl Subject {
         Ok(self.backend.start(plan, &Silent).await?)
     }
 
-    /// Says whether the list shows a bottle of this name that runs.
-    async fn runs(&self, name: &str) -> Result<bool, Seen> {
+    /// Says whether the list shows this bottle as one that runs.
+    async fn runs(&self, id: &BottleId) -> Result<bool, Seen> {
         let list = self.backend.list().await?;
-        Ok(list.iter().any(|it| it.id.as_str() == name && it.running))
+        Ok(list.iter().any(|it| it.id == *id && it.running))
     }
 }
 
