@@ -15,6 +15,9 @@ use crate::tree::Tree;
 /// The package whose tests need microVMs.
 pub(crate) const VM_TESTS: &str = "bottle-tests";
 
+/// The package whose tests of the jail need microVMs, and their program.
+pub(crate) const JAIL_TESTS: (&str, &str) = ("bottle-krun", "bottle_krun");
+
 /// A program built as a test.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TestProgram {
@@ -29,6 +32,11 @@ pub(crate) struct TestProgram {
 }
 
 impl TestProgram {
+    /// Says whether it is this package's program of this name.
+    pub(crate) fn is(&self, (package, target): (&str, &str)) -> bool {
+        self.package == package && self.target == target
+    }
+
     /// Returns the program as `cargo test` would run it.
     pub(crate) fn run(&self) -> Run {
         Run::new(&self.path)

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::built::{Built, TestProgram, VM_TESTS};
+use crate::built::{Built, JAIL_TESTS, TestProgram, VM_TESTS};
 use crate::kvm::{Signs, signs};
 use crate::outer::{self, Job};
 use crate::report::{say, took};
@@ -35,7 +35,7 @@ use crate::{task_images, task_setup};
 pub(crate) struct Args {
     /// Run only tests whose name contains this
     filter: Option<String>,
-    /// Run only this test program of the package bottle-tests (can be repeated)
+    /// Run only this test program: `it` or `bottle_krun` (can be repeated)
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
     /// Use the outer guest even where KVM is usable
@@ -50,6 +50,12 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Which tests of a program are run: of the jail's package only those that need a machine.
+    fn filter_for(&self, test: &TestProgram) -> Option<&str> {
+        let all = test.is(JAIL_TESTS).then_some("vmm::");
+        self.filter.as_deref().or(all)
+    }
+
     /// All tests, with a limit for the outer guest.
     pub(crate) fn everything(timeout: Duration) -> Self {
         Self {
@@ -122,14 +128,11 @@ pub(crate) fn with(
     let tests: Vec<&TestProgram> = built
         .tests
         .iter()
-        .filter(|test| test.package == VM_TESTS)
+        .filter(|test| test.package == VM_TESTS || test.is(JAIL_TESTS))
         .filter(|test| args.tests.is_empty() || args.tests.contains(&test.target))
         .collect();
     if tests.is_empty() {
-        bail!(
-            "{VM_TESTS} has no such test program: {}",
-            args.tests.join(", ")
-        );
+        bail!("no such test program: {}", args.tests.join(", "));
     }
     let start = Instant::now();
     let place = if args.outer {
@@ -179,7 +182,7 @@ fn here(
     }
     let mut worst = 0;
     for test in tests {
-        worst = worst.max(environment(test.run().args(&args.filter)).status()?);
+        worst = worst.max(environment(test.run().args(args.filter_for(test))).status()?);
     }
     Ok(worst)
 }
@@ -208,29 +211,41 @@ pub(crate) fn stage(bottle: &Path, kernel: &Path, image: &Path) -> Result<String
     Ok(script)
 }
 
+/// Runs what follows as the user that may use KVM and is not root.
+const AS_TESTER: &str = "setpriv --reuid=tester --regid=tester --init-groups";
+
 /// Runs each test program; the highest exit status is the job's.
 fn job(args: &Args, tests: &[&TestProgram]) -> Result<String> {
     let mut script = String::from("worst=0\n");
-    for TestProgram {
-        package,
-        target,
-        directory,
-        path,
-    } in tests
-    {
+    for test in tests {
+        let TestProgram {
+            package,
+            target,
+            directory,
+            path,
+        } = test;
         let copy = format!("/run/bottle-test/{target}.test");
-        writeln!(
-            script,
-            "echo {}",
-            word(&format!("     Running {package}: {target}"))?
-        )?;
         writeln!(script, "install -m 755 {} {}", word(path)?, word(&copy)?)?;
         writeln!(script, "export CARGO_MANIFEST_DIR={}", word(directory)?)?;
-        write!(script, "cd \"$CARGO_MANIFEST_DIR\" && {}", word(&copy)?)?;
-        if let Some(filter) = &args.filter {
-            write!(script, " {}", word(filter)?)?;
+        writeln!(script, "cd \"$CARGO_MANIFEST_DIR\"")?;
+        // The jail is another one for a user who is not root; it is looked at in both.
+        let users: &[&str] = if test.is(JAIL_TESTS) {
+            &["", AS_TESTER]
+        } else {
+            &[""]
+        };
+        for user in users {
+            writeln!(
+                script,
+                "echo {}",
+                word(&format!("     Running {package}: {target} {user}"))?
+            )?;
+            write!(script, "{user} {}", word(&copy)?)?;
+            if let Some(filter) = args.filter_for(test) {
+                write!(script, " {}", word(filter)?)?;
+            }
+            script.push_str("\nstatus=$?\n[ $status -le $worst ] || worst=$status\n");
         }
-        script.push_str("\nstatus=$?\n[ $status -le $worst ] || worst=$status\n");
     }
     script.push_str("exit $worst\n");
     Ok(script)

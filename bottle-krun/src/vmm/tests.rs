@@ -1,6 +1,6 @@
 //! Real machines in their jail. They need a helper program, a guest kernel and a `/dev/kvm` that
-//! works, named by the environment (`BOTTLE_VM_HELPER`, `BOTTLE_VM_KERNEL`); without them each
-//! test says so and proves nothing.
+//! works, named by the environment (`BOTTLE_TEST_BOTTLE`, `BOTTLE_TEST_KERNEL`); without them each
+//! test says so and proves nothing, unless `BOTTLE_TEST_REQUIRE_VM` forbids it.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -19,8 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, geteuid, mkfifo};
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use super::launch::{CONTROL_SOCKET, LaunchError, Vm, VmConfig, VmEnd, launch};
@@ -48,15 +47,33 @@ impl Bench {
     }
 }
 
+/// Returns what the environment names, or says why the test proves nothing.
+fn given(name: &str) -> Option<PathBuf> {
+    let path = env::var_os(name).map(PathBuf::from);
+    if path.is_none() {
+        let required = env::var_os("BOTTLE_TEST_REQUIRE_VM").is_some();
+        assert!(!required, "{name} is not set");
+        eprintln!("skipped: {name} is not set");
+    }
+    path
+}
+
+/// Makes the disks that init mounts before it dials: an empty image, an empty overlay.
+fn make_disks(image: &Path, overlay: &Path, tree: &Path) {
+    fs::create_dir(tree).unwrap();
+    let made = Command::new("mkfs.erofs")
+        .arg("--quiet")
+        .args([image, tree])
+        .output()
+        .expect("`mkfs.erofs` is there (package erofs-utils)");
+    assert!(made.status.success(), "{made:?}");
+    bottle_image::make_overlay(overlay, 64 << 20).unwrap();
+}
+
 /// Returns what a machine needs, or says why the test proves nothing.
 fn bench(id: &str) -> Option<Bench> {
-    let (Some(helper), Some(kernel)) = (
-        env::var_os("BOTTLE_VM_HELPER"),
-        env::var_os("BOTTLE_VM_KERNEL"),
-    ) else {
-        eprintln!("skipped: BOTTLE_VM_HELPER and BOTTLE_VM_KERNEL are not set");
-        return None;
-    };
+    let helper = given("BOTTLE_TEST_BOTTLE")?;
+    let kernel = given("BOTTLE_TEST_KERNEL")?;
     let dir = TempDir::new().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -70,13 +87,11 @@ fn bench(id: &str) -> Option<Bench> {
         .custom_flags(libc::O_NONBLOCK)
         .open(path("console"))
         .unwrap();
-    for name in ["image", "overlay"] {
-        File::create(path(name)).unwrap().set_len(4 << 20).unwrap();
-    }
+    make_disks(&path("image"), &path("overlay"), &path("tree"));
     let config = VmConfig {
         id: id.parse().unwrap(),
-        helper: PathBuf::from(helper),
-        kernel: PathBuf::from(kernel),
+        helper,
+        kernel,
         image: path("image"),
         overlay: path("overlay"),
         vcpus: Vcpus::ONE,
@@ -101,25 +116,12 @@ fn launched(result: Result<Vm, LaunchError>) -> Vm {
     }
 }
 
-/// Waits until the guest dialled, and returns some of what it said.
-async fn dialled(bench: &Bench) -> Vec<u8> {
-    let (mut stream, _) = timeout(BOOT_DEADLINE, bench.listener.accept())
-        .await
-        .expect("the guest dials")
-        .unwrap();
-    let mut said = vec![0; 64 * 1024];
-    let mut length = 0;
-    let all = async {
-        while !said[..length].ends_with(b"END\n") {
-            match stream.read(&mut said[length..]).await {
-                Ok(0) | Err(_) => break,
-                Ok(more) => length += more,
-            }
-        }
-    };
-    let _ = timeout(Duration::from_secs(5), all).await;
-    said.truncate(length);
-    said
+/// Waits until init dialled and returns its connection: it waits there for the host to speak.
+async fn dialled(bench: &Bench) -> UnixStream {
+    match timeout(BOOT_DEADLINE, bench.listener.accept()).await {
+        Ok(accepted) => accepted.unwrap().0,
+        Err(_) => panic!("init did not dial; its console: {}", bench.console_tail()),
+    }
 }
 
 fn alive(pid: i32) -> bool {
@@ -226,9 +228,7 @@ async fn a_machine_boots_in_its_jail_and_leaves_nothing_when_killed() {
     let mut vm = launched(launch(&bench.config).await);
     let pids = vm.pids();
     assert_eq!(pids.len(), 2, "warden and vmm");
-    let said = dialled(&bench).await;
-    println!("the guest said: {}", String::from_utf8_lossy(&said));
-    println!("its console: {}", bench.console_tail());
+    let _connection = dialled(&bench).await;
     assert_jailed(pids[1]);
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(
@@ -295,7 +295,7 @@ async fn a_killed_shim_takes_warden_and_vmm_along() {
     }
     let mut shim = Command::new(env::current_exe().unwrap())
         .args(["--exact", "vmm::tests::a_shim_that_waits", "--nocapture"])
-        .env("BOTTLE_VM_SHIM", "1")
+        .env("BOTTLE_TEST_AS_SHIM", "1")
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -316,12 +316,12 @@ async fn a_killed_shim_takes_warden_and_vmm_along() {
 /// Not a promise but the other process of the test above.
 #[tokio::test]
 async fn a_shim_that_waits() {
-    if env::var_os("BOTTLE_VM_SHIM").is_none() {
+    if env::var_os("BOTTLE_TEST_AS_SHIM").is_none() {
         return;
     }
     let Some(bench) = bench("shim") else { return };
     let mut vm = launched(launch(&bench.config).await);
-    let _ = dialled(&bench).await;
+    let _connection = dialled(&bench).await;
     let pids: Vec<String> = vm.pids().iter().map(ToString::to_string).collect();
     println!("PIDS {}", pids.join(" "));
     vm.wait().await;
@@ -364,12 +364,11 @@ fn assert_step(error: &LaunchError, step: Step, part: &str) {
 
 #[test]
 fn a_probe_with_the_helper_answers_within_its_deadline() {
-    let Some(helper) = env::var_os("BOTTLE_VM_HELPER") else {
-        eprintln!("skipped: BOTTLE_VM_HELPER is not set");
+    let Some(helper) = given("BOTTLE_TEST_BOTTLE") else {
         return;
     };
     let begin = Instant::now();
-    let status = kvm_usable(Path::new(&helper)).unwrap();
+    let status = kvm_usable(&helper).unwrap();
     println!("KVM: {status:?}");
     assert!(begin.elapsed() < Duration::from_secs(4), "{status:?}");
 }
