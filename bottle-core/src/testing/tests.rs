@@ -95,6 +95,7 @@ async fn the_contract_notices_a_backend_that_breaks_it() {
             "a_plan_creates_nothing",
             "what_the_backend_lacks_is_refused_when_it_is_planned",
             "a_bottle_is_listed_and_opened_while_it_runs_and_leaves_nothing_when_removed",
+            "dropping_the_handle_that_started_a_bottle_ends_it",
         ],
         "{broken}"
     );

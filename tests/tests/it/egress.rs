@@ -243,6 +243,28 @@ fn a_github_token_in_a_body_is_refused_and_never_reaches_the_upstream() {
     });
 }
 
+/// The verdict does not depend on how the pieces of a request happen to arrive.
+#[test]
+fn a_github_token_in_a_body_is_refused_every_time() {
+    in_shared_bottle(async |bench| {
+        let program = "
+import subprocess, sys
+codes = []
+for flag in ['--http1.1', '--http2'] * 20:
+    done = subprocess.run(['curl', '-sS', '--max-time', '60', '-o', '/dev/null', flag,
+        '-w', '%{http_code}', '--data-binary', '@-', 'https://allowed.test/every-time'],
+        input=sys.argv[1].encode(), stdout=subprocess.PIPE)
+    codes.append(done.stdout.decode())
+print(*sorted(set(codes)))
+";
+        let token = token::github("every time");
+        let told = bench.python(program, &[&token]).await?.success()?;
+        assert_eq!(told, "403");
+        assert_eq!(bench.upstream.seen("/every-time").len(), 0);
+        Ok(())
+    });
+}
+
 #[test]
 fn a_github_token_in_a_body_is_refused_through_the_proxy_too() {
     in_shared_bottle(async |bench| {

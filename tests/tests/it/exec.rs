@@ -110,6 +110,22 @@ fn a_program_without_standard_input_reads_end_of_file() {
     });
 }
 
+/// A short input is written and ended before the program runs; none of it may be lost on the way.
+#[test]
+fn a_short_standard_input_arrives_whole_every_time() {
+    in_shared_bottle(async |bench| {
+        for round in 0..25 {
+            let text = format!("round {round}");
+            let cat = || bench.run_command(Command::new(["cat"]), text.as_bytes());
+            let (one, two, three, four) = tokio::try_join!(cat(), cat(), cat(), cat())?;
+            for output in [one, two, three, four] {
+                assert_eq!(output.success()?, text);
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_signal_reaches_the_whole_group_of_a_program() {
     in_shared_bottle(async |bench| {
