@@ -1,13 +1,15 @@
 //! The shim's end of the one connection with init.
 //!
-//! The vsock port is a Unix socket here. It is listened on for one connection per boot, which comes
-//! before any workload exists; then it is closed and unlinked, so that whatever the workload dials
-//! later ends at a path that is not there.
+//! The vsock port is a Unix socket here. One connection per boot is taken, which comes before any
+//! workload exists. From then on the socket is a tripwire: whatever dials it is cut off unread, and
+//! recorded. (AF_VSOCK has no namespaces, so any process of the guest can dial.)
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bottle_core::event::{EventSink, Happening};
 use bottle_core::text::Escaped;
 use bottle_wire::guest::{FromGuest, FromHost, GuestHello, HostHello, ToHost, ToInit, VERSION};
 use bottle_wire::message;
@@ -17,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::record::Record;
 use crate::state::{self, Dirs, StateError};
 use crate::vmm::launch::CONTROL_SOCKET;
 
@@ -24,8 +27,10 @@ use crate::vmm::launch::CONTROL_SOCKET;
 #[derive(Debug)]
 pub(super) struct ControlSocket {
     listener: UnixListener,
-    dirs: Dirs,
 }
+
+/// How many attempts to dial the control port again are recorded.
+const MAX_DIAL_EVENTS: usize = 16;
 
 impl ControlSocket {
     /// Makes the directory that the jail sees, and listens in it.
@@ -44,22 +49,34 @@ impl ControlSocket {
         let dir = File::open(&path).map_err(io("open", path.clone()))?;
         let listener = UnixListener::bind(state::short_path(&dir, CONTROL_SOCKET))
             .map_err(io("listen on", dirs.control()))?;
-        Ok(Self {
-            listener,
-            dirs: dirs.clone(),
-        })
+        Ok(Self { listener })
     }
 
-    /// Takes the one connection and closes the door behind it.
+    /// Takes the one connection.
     ///
     /// # Errors
     ///
     /// What the socket says.
-    pub(super) async fn accept(self) -> io::Result<UnixStream> {
+    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.listener.accept().await?;
-        drop(self.listener);
-        fs::remove_file(self.dirs.control())?;
         Ok(stream)
+    }
+
+    /// Cuts off and records whoever dials after init, for as long as the bottle lives.
+    ///
+    /// # Security
+    ///
+    /// Nothing is read from such a connection.
+    pub(super) async fn watch(self, record: Arc<Record>) {
+        let mut count = 0;
+        while let Ok((stream, _)) = self.listener.accept().await {
+            drop(stream);
+            if count < MAX_DIAL_EVENTS {
+                count += 1;
+                let what = "something in the guest dialed the control port again".to_owned();
+                record.record(Happening::Violation { what });
+            }
+        }
     }
 }
 

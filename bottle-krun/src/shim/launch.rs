@@ -302,7 +302,7 @@ async fn start(
     });
 
     stages.begin(Stage::Boot).await;
-    let stream = wait_for_init(control, &mut vm, stages, &console).await?;
+    let stream = wait_for_init(&control, &mut vm, stages, &console).await?;
     stages.end(String::new()).await;
 
     stages.begin(Stage::Hello).await;
@@ -340,6 +340,7 @@ async fn start(
         Running {
             vm,
             link,
+            tripwire: control,
             egress,
             console,
             record,
@@ -351,7 +352,7 @@ async fn start(
 
 /// Waits for init's connection, or for the VM to end without one.
 async fn wait_for_init(
-    control: ControlSocket,
+    control: &ControlSocket,
     vm: &mut Vm,
     stages: &Stages,
     console: &Console,

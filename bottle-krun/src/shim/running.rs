@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use super::clients::{self, Pending, Shared};
 use super::console::Console;
-use super::guest_link::{GuestLink, shut_down};
+use super::guest_link::{ControlSocket, GuestLink, shut_down};
 use crate::random;
 use crate::record::Record;
 use crate::vmm::launch::{Vm, VmEnd};
@@ -42,6 +42,7 @@ const MAX_UDP_EVENTS: usize = 256;
 pub(super) struct Running {
     pub(super) vm: Vm,
     pub(super) link: GuestLink,
+    pub(super) tripwire: ControlSocket,
     pub(super) egress: Egress,
     pub(super) console: Console,
     pub(super) record: Arc<Record>,
@@ -63,6 +64,7 @@ impl Running {
         let Self {
             mut vm,
             link,
+            tripwire,
             egress,
             console,
             record,
@@ -91,6 +93,7 @@ impl Running {
         let guest = tokio::spawn(serve_guest(incoming, egress, Arc::clone(&record)));
         let owner = tokio::spawn(clients::serve(Arc::clone(&shared), owner, pending.clone()));
         let others = tokio::spawn(serve_others(listener, shared, pending));
+        let tripwire = tokio::spawn(tripwire.watch(Arc::clone(&record)));
 
         let said = async { message::read::<_, ToHost>(&mut control).await };
         let why = tokio::select! {
@@ -111,6 +114,7 @@ impl Running {
         };
         vm.kill().await;
         guest.abort();
+        tripwire.abort();
         farewell(&ended);
         ended_send.send_replace(Some(ended));
         others.abort();

@@ -355,7 +355,8 @@ print(*names, '/', echo)
 }
 
 /// AF_VSOCK has no namespaces, so any process can dial the host's ports: the shim took one
-/// connection before the workload existed, and takes no more.
+/// connection before the workload existed, and cuts off and records all others. Fails if it served
+/// them, or went on listening without a word.
 #[test]
 fn the_control_port_cannot_be_dialled_a_second_time() {
     in_shared_bottle(async |bench| {
@@ -379,11 +380,17 @@ for port in map(int, sys.argv[1:]):
             .into_iter()
             .chain(ports)
             .collect();
+        let mark = bench.mark().await?;
         let told = bench.run_as_root(argv.clone()).await?.success()?;
         ensure!(
             told.lines().count() == ports.len() && !told.contains("answered"),
             "{told}"
         );
+        bench
+            .event(mark, "an event that the port was dialled", |what| {
+                matches!(what, Happening::Violation { what } if what.contains("control port"))
+            })
+            .await?;
         let told = bench.run(argv).await?.success()?;
         ensure!(
             told.lines().count() == ports.len() && !told.contains("answered"),
