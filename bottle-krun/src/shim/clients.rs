@@ -11,7 +11,7 @@ use bottle_wire::client::{self, Exec, ExecReport, MainStatus, Open, SignalReques
 use bottle_wire::guest::{self, FromHost, SpawnFailure};
 use bottle_wire::message;
 use bottle_wire::mux::{Incoming, MuxStream, Opener};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::{mpsc, watch};
 
 /// Standard streams that wait for their process, per client.
@@ -210,10 +210,81 @@ fn translate(report: guest::ExecReport, program: &str) -> ExecReport {
     }
 }
 
-/// Moves bytes both ways until both directions have ended; a reset goes through as one.
-async fn join(mut client: MuxStream, mut guest: MuxStream) {
-    // On an error both are dropped, which resets whichever still lives.
-    if let Err(error) = copy_bidirectional_with_sizes(&mut client, &mut guest, CHUNK, CHUNK).await {
+/// Moves bytes both ways until both directions are over.
+///
+/// A sink that listens no longer ends its own direction only: whoever has ended a stream and
+/// dropped it has reset it too, and what came before that has still to arrive. A source that was
+/// reset ends both, and dropping them is the reset of the others.
+async fn join(client: MuxStream, guest: MuxStream) {
+    let (from_client, to_client) = split(client);
+    let (from_guest, to_guest) = split(guest);
+    let both = async { tokio::try_join!(pump(from_client, to_guest), pump(from_guest, to_client)) };
+    if let Err(error) = both.await {
         tracing::debug!(%error, "a standard stream was reset");
+    }
+}
+
+/// Moves bytes until the source ends, and passes the end on, or until the sink takes no more.
+async fn pump<R, W>(mut source: R, mut sink: W) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let bytes = source.read(&mut buffer).await?;
+        if bytes == 0 {
+            let _ = sink.shutdown().await;
+            return Ok(());
+        }
+        if sink.write_all(&buffer[..bytes]).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bottle_wire::mux::{Side, start};
+    use tokio::io::duplex;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    /// Returns a stream and its other end.
+    async fn pair() -> (MuxStream, MuxStream) {
+        let (here, there) = duplex(1 << 16);
+        let (opener, _, driver) = start::<_, u8, u8>(here, Side::Dialer);
+        let (_, mut incoming, other_driver) = start::<_, u8, u8>(there, Side::Listener);
+        tokio::spawn(driver);
+        tokio::spawn(other_driver);
+        let near = opener.open(&0).await.unwrap();
+        let (_, far) = incoming.accept().await.unwrap();
+        (near, far)
+    }
+
+    /// The guest ends its direction at once, the client drops an input that it has ended: neither
+    /// may cost a byte of what came before.
+    #[tokio::test]
+    async fn an_input_that_was_ended_and_dropped_arrives_whole() {
+        let (mut client, client_end) = pair().await;
+        let (guest_end, mut guest) = pair().await;
+        client.write_all(b"short").await.unwrap();
+        client.shutdown().await.unwrap();
+        drop(client);
+        guest.shutdown().await.unwrap();
+        let (client_end, guest_end) = (settled(client_end).await, settled(guest_end).await);
+        tokio::spawn(join(client_end, guest_end));
+        let mut heard = String::new();
+        guest.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "short");
+    }
+
+    /// Lets the drivers deliver what they have.
+    async fn settled(stream: MuxStream) -> MuxStream {
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        stream
     }
 }
