@@ -1,9 +1,15 @@
 //! The frames in which checks run: what they need is made, a failure tells all that is known, and
 //! what was made goes away.
 
+use std::env;
+use std::io::{Write, stderr};
+use std::time::Duration;
+
 use anyhow::{Context, Error, Result, anyhow, ensure};
+use bottle_core::backend::Ended;
 use bottle_core::spec::Spec;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::bench::Bench;
 use crate::given::{Given, vm};
@@ -11,17 +17,41 @@ use crate::host::TestHost;
 
 /// Runs a check in the one bottle for all tests that leave it alive: a boot costs seconds.
 ///
+/// Where hardware virtualization is emulated, a machine is now and then reset under its guest. A
+/// check that this happens to is told so on standard error and runs once more, in a new bottle.
+///
 /// # Panics
 ///
-/// As [`vm`]; and if the bottle did not start, for this test or for one before it.
+/// As [`vm`]; and if the bottle did not start.
 #[track_caller]
-pub fn in_shared_bottle(check: impl AsyncFnOnce(&'static Bench) -> Result<()>) {
+pub fn in_shared_bottle(check: impl AsyncFn(&'static Bench) -> Result<()>) {
     vm(async |given| {
+        let bench = shared(given).await?;
+        let Err(error) = check(bench).await else {
+            return Ok(());
+        };
+        let error = told(&error, &bench.host);
+        if !is_lost_by_the_emulator(bench).await {
+            return Err(error);
+        }
+        // Past the capture of a test's output: it is to be seen although the test may pass.
+        let notice = "LOST MACHINE: it was reset without a word; once more in a new one";
+        writeln!(stderr(), "{notice}\n{error:?}").context("cannot write to standard error")?;
         let bench = shared(given).await?;
         check(bench)
             .await
             .map_err(|error| told(&error, &bench.host))
     });
+}
+
+/// Says whether the machine was reset under its guest: it is emulated, ended by itself, and neither
+/// its kernel nor its init said a word, as both do before they end it.
+async fn is_lost_by_the_emulator(bench: &Bench) -> bool {
+    if env::var_os("BOTTLE_TEST_EMULATED").is_none() {
+        return false;
+    }
+    let ended = timeout(Duration::from_secs(10), bench.bottle.wait()).await;
+    matches!(ended, Ok(Ok(Ended::Crashed(how))) if how == "the VM ended (it exited with 0)")
 }
 
 /// Runs a check in a bottle of its own, then removes the bottle and looks for what is left of it.
@@ -73,14 +103,17 @@ fn told(error: &Error, host: &TestHost) -> Error {
     anyhow!("{error:?}\n{}", host.tails())
 }
 
+/// Returns the shared bottle, a new one if there is none or the last one has ended.
 async fn shared(given: &'static Given) -> Result<&'static Bench> {
-    static BENCH: OnceCell<Result<Bench, String>> = OnceCell::const_new();
-    let started = BENCH.get_or_init(|| async {
-        let bench = Bench::start(given, "shared", |_| {}).await;
-        bench.map_err(|error| format!("{error:?}"))
-    });
-    started
-        .await
-        .as_ref()
-        .map_err(|why| Error::msg(format!("the shared bottle: {why}")))
+    static BENCH: Mutex<Option<&'static Bench>> = Mutex::const_new(None);
+    let mut shared = BENCH.lock().await;
+    if let Some(bench) = *shared
+        && timeout(Duration::ZERO, bench.bottle.wait()).await.is_err()
+    {
+        return Ok(bench);
+    }
+    let bench = Bench::start(given, "shared", |_| {}).await;
+    let bench = bench.context("cannot start the shared bottle")?;
+    // It lives as long as the test program.
+    Ok(shared.insert(Box::leak(Box::new(bench))))
 }
