@@ -203,7 +203,7 @@ fn two_hundred_megabytes_come_back_byte_for_byte() {
                 bytes += got;
             }
         };
-        let both = timeout(Duration::from_secs(240), async {
+        let both = timeout(Duration::from_secs(360), async {
             tokio::try_join!(write, read)
         });
         let (sent, (bytes, received)) = both.await.context("200 MB took too long")??;
