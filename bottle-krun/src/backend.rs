@@ -204,7 +204,7 @@ impl Backend for KrunBackend {
         let (link, child) = claim.spawn_shim(&helper).map_err(shim_failed)?;
         clock.end("");
         let launch = launch_of(&spec, &id, &dirs, &disk, &kernel, &helper);
-        if let Err(error) = follow_launch(&id, &link, launch, &mut clock).await {
+        if let Err(error) = follow_launch(&id, &dirs, &link, launch, &mut clock).await {
             drop(link);
             bottle::bury(child, &dirs, None).await;
             return Err(error);
@@ -397,12 +397,18 @@ impl Drop for Claim {
 /// Sends the launch and follows the shim's reports to their end.
 async fn follow_launch(
     id: &BottleId,
+    dirs: &Dirs,
     link: &Link,
     launch: Launch,
     clock: &mut StageClock<'_>,
 ) -> Result<(), BackendError> {
     let shim = |error| start_failed(id, Stage::Shim, Blame::Bug, error);
-    let gone = |source| shim(ShimError::Gone { source });
+    let gone = |source| {
+        let words = bottle::log_end(dirs).map(io::Error::other);
+        shim(ShimError::Gone {
+            source: words.or(source),
+        })
+    };
     let open = link.opener.open(&Open::Launch(Box::new(launch))).await;
     let mut reports = open.map_err(|error| gone(Some(io::Error::other(error))))?;
     loop {

@@ -1,5 +1,6 @@
 //! The client's handle on a bottle.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 use bottle_core::backend::{BackendError, Bottle, Command, Ended, ExitStatus, Process};
 use bottle_core::event::{Event, EventSink, Happening};
 use bottle_core::id::BottleId;
+use bottle_core::text::Escaped;
 use bottle_wire::client::{self, MainStatus, Open, StopReport};
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, Opener, Side};
@@ -19,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
-use crate::error::{ShimError, failed};
+use crate::error::{GONE, ShimError, failed, last_lines};
 use crate::process;
 use crate::record::{self, Record};
 use crate::state::Dirs;
@@ -98,9 +100,10 @@ impl KrunBottle {
             let _ = waiting.shutdown().await;
             let ended = match message::read::<_, client::Ended>(&mut waiting).await {
                 Ok(Some(ended)) => from_wire(ended),
-                Ok(None) | Err(_) => {
-                    Ended::Crashed("the bottle's host process went away".to_owned())
-                }
+                Ok(None) | Err(_) => Ended::Crashed(match log_end(&its_dirs) {
+                    Some(words) => format!("{GONE}; {words}"),
+                    None => GONE.to_owned(),
+                }),
             };
             // The bottle is gone when its shim is: only then is nothing left.
             if let Some(shim) = shim {
@@ -138,6 +141,13 @@ pub(crate) async fn bury(mut shim: Child, dirs: &Dirs, ended: Option<&Ended>) {
     if let Err(error) = dirs.remove() {
         tracing::warn!(%error, "cannot remove what a shim left");
     }
+}
+
+/// Quotes the end of a shim's log, which goes away with the bottle.
+pub(crate) fn log_end(dirs: &Dirs) -> Option<String> {
+    let log = fs::read(dirs.log()).ok()?;
+    let words = last_lines(String::from_utf8_lossy(&log).trim());
+    (!words.is_empty()).then(|| format!("its log ends with: {}", Escaped(&words)))
 }
 
 /// Writes the last line of a record whose shim was killed before it could.

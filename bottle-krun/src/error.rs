@@ -104,14 +104,25 @@ pub(crate) fn chain_of(error: &(dyn Error + 'static)) -> Vec<String> {
     chain
 }
 
+/// What is known of a shim that went away without a word.
+pub(crate) const GONE: &str = "the bottle's host process went away";
+
+/// How many lines are quoted of what somebody wrote last.
+const LAST_LINES: usize = 3;
+
+/// Returns the last lines of a text as one line.
+pub(crate) fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let from = lines.len().saturating_sub(LAST_LINES);
+    lines[from..].join("; ")
+}
+
 /// What a client makes of a shim that goes away or talks nonsense.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(crate) enum ShimError {
     /// The shim's connection ended in the middle.
-    #[error(
-        "the bottle's host process went away (its last words are in `shim.log` beside the record, if it left any)"
-    )]
+    #[error("{GONE}")]
     Gone {
         /// What the connection said.
         #[source]

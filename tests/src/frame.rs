@@ -1,12 +1,9 @@
 //! The frames in which checks run: what they need is made, a failure tells all that is known, and
 //! what was made goes away.
 
-use std::env;
-use std::io::{Write, stderr};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
-use bottle_core::backend::Ended;
 use bottle_core::spec::Spec;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -17,25 +14,12 @@ use crate::host::TestHost;
 
 /// Runs a check in the one bottle for all tests that leave it alive: a boot costs seconds.
 ///
-/// Where hardware virtualization is emulated, a machine was seen to end under its guest without a
-/// word of kernel or init (the cause is not proved). A check that this happens to is told so on
-/// standard error and runs once more, in a new bottle; anything else fails at once.
-///
 /// # Panics
 ///
 /// As [`vm`]; and if the bottle did not start.
 #[track_caller]
-pub fn in_shared_bottle(check: impl AsyncFn(&'static Bench) -> Result<()>) {
+pub fn in_shared_bottle(check: impl AsyncFnOnce(&'static Bench) -> Result<()>) {
     vm(async |given| {
-        let bench = shared(given).await?;
-        let Err(error) = check(bench).await else {
-            return Ok(());
-        };
-        let error = told(&error, &bench.host);
-        if !is_lost_by_the_emulator(bench).await {
-            return Err(error);
-        }
-        tell_loss(&error)?;
         let bench = shared(given).await?;
         check(bench)
             .await
@@ -43,49 +27,20 @@ pub fn in_shared_bottle(check: impl AsyncFn(&'static Bench) -> Result<()>) {
     });
 }
 
-/// Tells that a machine was lost, past the capture of a test's output: it is to be seen although
-/// the test may pass.
-fn tell_loss(error: &Error) -> Result<()> {
-    let notice = "LOST MACHINE: it was reset without a word; once more in a new one";
-    writeln!(stderr(), "{notice}\n{error:?}").context("cannot write to standard error")
-}
-
-/// Says whether the machine was reset under its guest: it is emulated, ended by itself, and neither
-/// its kernel nor its init said a word, as both do before they end it.
-async fn is_lost_by_the_emulator(bench: &Bench) -> bool {
-    if env::var_os("BOTTLE_TEST_EMULATED").is_none() {
-        return false;
-    }
-    let ended = timeout(Duration::from_secs(10), bench.bottle.wait()).await;
-    matches!(ended, Ok(Ok(Ended::Crashed(how))) if how == "the VM ended (it exited with 0)")
-}
-
 /// Runs a check in a bottle of its own, then removes the bottle and looks for what is left of it.
 ///
 /// # Panics
 ///
 /// As [`vm`].
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "a check is a closure, written where it is called"
-)]
 #[track_caller]
 pub fn in_own_bottle(
     name: &str,
-    change: impl Fn(&mut Spec),
-    check: impl AsyncFn(&Bench) -> Result<()>,
+    change: impl FnOnce(&mut Spec),
+    check: impl AsyncFnOnce(&Bench) -> Result<()>,
 ) {
     vm(async |given| {
-        let mut bench = Bench::start(given, name, &change).await?;
-        let mut checked = check(&bench).await;
-        if let Err(error) = &checked
-            && is_lost_by_the_emulator(&bench).await
-        {
-            tell_loss(&told(error, &bench.host))?;
-            bench = Bench::start(given, name, &change).await?;
-            checked = check(&bench).await;
-        }
-        if let Err(error) = checked {
+        let mut bench = Bench::start(given, name, change).await?;
+        if let Err(error) = check(&bench).await {
             bench.host.keep();
             return Err(told(&error, &bench.host));
         }

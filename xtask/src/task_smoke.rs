@@ -9,7 +9,6 @@
 //! | `BOTTLE_TEST_BOTTLE` | the `bottle` program |
 //! | `BOTTLE_TEST_KERNEL` | the guest kernel library |
 //! | `BOTTLE_TEST_REQUIRE_VM` | nothing; it is set so that no test skips itself |
-//! | `BOTTLE_TEST_EMULATED` | nothing; it is set in the outer guest, whose machines may be lost |
 //!
 //! In the outer guest these are copies or bind mounts below `/run/bottle-test`, which every user
 //! can reach; `/tmp` is on a disk; the users `tester` (1001, may use KVM) and `stranger` (1002, may
@@ -207,8 +206,7 @@ pub(crate) fn stage(bottle: &Path, kernel: &Path, image: &Path) -> Result<String
         "export BOTTLE_TEST_BOTTLE=/run/bottle-test/bottle\n\
          export BOTTLE_TEST_IMAGE=/run/bottle-test/image\n\
          export BOTTLE_TEST_KERNEL=/run/bottle-test/libkrunfw.so.5\n\
-         export BOTTLE_TEST_REQUIRE_VM=1\n\
-         export BOTTLE_TEST_EMULATED=1\n",
+         export BOTTLE_TEST_REQUIRE_VM=1\n",
     );
     Ok(script)
 }

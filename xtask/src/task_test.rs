@@ -2,6 +2,7 @@
 //!
 //! One line per phase says how long it took; all phases run that still make sense.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -27,7 +28,7 @@ pub(crate) fn run(tree: &Tree) -> Result<u8> {
     // Nothing below makes sense without these two.
     let built = phases.timed("build", || Built::workspace(tree))?;
     let image = phases.timed("image", || task_images::ensure(tree, "base"))?;
-    let host = phases.timed("host tests", || host_tests(tree, &built));
+    let host = phases.timed("host tests", || host_tests(tree, &built, &image));
     phases.note("host tests", host);
     let vm = phases.timed("microVM tests", || {
         let args = task_smoke::Args::everything(VM_LIMIT);
@@ -44,12 +45,16 @@ pub(crate) fn run(tree: &Tree) -> Result<u8> {
 ///
 /// The programs of the build are run as `cargo test` would: leaving a package out by `--exclude`
 /// would change features and compile the dependencies again.
-fn host_tests(tree: &Tree, built: &Built) -> Result<()> {
+fn host_tests(tree: &Tree, built: &Built, image: &Path) -> Result<()> {
     let bottle = built.program("bottle")?;
     let mut failed = Vec::new();
     for test in built.tests.iter().filter(|test| test.package != VM_TESTS) {
         say(format!("running {} {}", test.package, test.target));
-        let code = test.run().env("CARGO_BIN_EXE_bottle", bottle).status()?;
+        let code = test
+            .run()
+            .env("CARGO_BIN_EXE_bottle", bottle)
+            .env("BOTTLE_TEST_LAYOUT", image)
+            .status()?;
         if code != 0 {
             failed.push(format!("{} {}", test.package, test.target));
         }

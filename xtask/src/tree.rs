@@ -55,6 +55,7 @@ impl Tree {
     }
 
     /// Returns cargo's target directory.
+    #[cfg(not(feature = "bindings"))]
     pub(crate) fn target(&self) -> &Path {
         &self.target
     }

@@ -27,7 +27,7 @@
 #include <stdint.h>
 
 #define KRUN_LOG_TARGET_STDERR 2
-#define KRUN_LOG_LEVEL_WARN 2
+#define KRUN_LOG_LEVEL_INFO 3
 #define KRUN_LOG_STYLE_NEVER 2
 #define KRUN_LOG_OPTION_NO_ENV 1
 #define KRUN_DISK_FORMAT_RAW 0

@@ -309,7 +309,8 @@ impl Drop for KrunContext {
     }
 }
 
-/// Sends libkrun's warnings and errors to standard error, whatever the environment says.
+/// Sends what libkrun has to say to standard error, whatever the environment says. Its level `info`
+/// adds little, but for the reason why a machine ended.
 ///
 /// # Errors
 ///
@@ -324,7 +325,7 @@ pub(crate) fn log_to_stderr() -> Result<(), KrunError> {
     let result = unsafe {
         sys::krun_init_log(
             target,
-            sys::KRUN_LOG_LEVEL_WARN,
+            sys::KRUN_LOG_LEVEL_INFO,
             sys::KRUN_LOG_STYLE_NEVER,
             sys::KRUN_LOG_OPTION_NO_ENV,
         )

@@ -2,7 +2,7 @@
 // edit. Checked against the linked functions by `sys_check.rs`.
 
 pub const KRUN_LOG_TARGET_STDERR: u32 = 2;
-pub const KRUN_LOG_LEVEL_WARN: u32 = 2;
+pub const KRUN_LOG_LEVEL_INFO: u32 = 3;
 pub const KRUN_LOG_STYLE_NEVER: u32 = 2;
 pub const KRUN_LOG_OPTION_NO_ENV: u32 = 1;
 pub const KRUN_DISK_FORMAT_RAW: u32 = 0;

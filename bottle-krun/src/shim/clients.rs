@@ -11,13 +11,12 @@ use bottle_wire::client::{self, Exec, ExecReport, MainStatus, Open, SignalReques
 use bottle_wire::guest::{self, FromHost, SpawnFailure};
 use bottle_wire::message;
 use bottle_wire::mux::{Incoming, MuxStream, Opener};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use bottle_wire::pump::pump;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, split};
 use tokio::sync::{mpsc, watch};
 
 /// Standard streams that wait for their process, per client.
 const MAX_WAITING_STDIO: usize = 64;
-/// What is moved at once between a client and the guest, in bytes.
-const CHUNK: usize = 64 << 10;
 
 /// What all clients of one bottle share.
 #[derive(Debug)]
@@ -221,25 +220,6 @@ async fn join(client: MuxStream, guest: MuxStream) {
     let both = async { tokio::try_join!(pump(from_client, to_guest), pump(from_guest, to_client)) };
     if let Err(error) = both.await {
         tracing::debug!(%error, "a standard stream was reset");
-    }
-}
-
-/// Moves bytes until the source ends, and passes the end on, or until the sink takes no more.
-async fn pump<R, W>(mut source: R, mut sink: W) -> io::Result<()>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let bytes = source.read(&mut buffer).await?;
-        if bytes == 0 {
-            let _ = sink.shutdown().await;
-            return Ok(());
-        }
-        if sink.write_all(&buffer[..bytes]).await.is_err() {
-            return Ok(());
-        }
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use super::clients::{self, Pending, Shared};
 use super::console::Console;
 use super::guest_link::{ControlSocket, GuestLink, shut_down};
+use crate::error::last_lines;
 use crate::random;
 use crate::record::Record;
 use crate::vmm::launch::{Vm, VmEnd};
@@ -167,6 +168,10 @@ async fn classify(
         Why::RecordBroken => "the record cannot be written (is the disk full?)".to_owned(),
         Why::Stop(_) | Why::OwnerGone => return Ended::Killed,
     };
+    let words = vm.last_words().await;
+    if !words.is_empty() {
+        text = format!("{text}; libkrun says: {}", Escaped(&last_lines(&words)));
+    }
     if let Some(line) = console
         .tail()
         .iter()

@@ -305,8 +305,7 @@ impl Vm {
         warden.into_iter().chain(vmm).collect()
     }
 
-    /// Returns the last of what libkrun and its helpers wrote: text that a guest may have caused.
-    pub(crate) fn diagnostics(&self) -> String {
+    fn diagnostics(&self) -> String {
         let kept = self
             .diagnostics
             .lock()
@@ -314,8 +313,9 @@ impl Vm {
         String::from_utf8_lossy(&kept).trim().to_owned()
     }
 
-    /// The diagnostics when all writers are gone.
-    async fn last_words(&mut self) -> String {
+    /// Ends the machine and returns the last of what libkrun and its helpers wrote: text that a
+    /// guest may have caused.
+    pub(crate) async fn last_words(&mut self) -> String {
         self.kill_vmm();
         let _ = self.warden.start_kill();
         let _ = timeout(KILL_DEADLINE, &mut self.drain).await;

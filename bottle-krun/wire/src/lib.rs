@@ -7,10 +7,11 @@
 //!
 //! [`mux`] carries many streams with credits over one byte stream. [`guest`] is spoken with a
 //! hostile peer of the same build (versions must be equal), [`client`] with a trusted peer.
-//! [`message`] puts single values on a stream.
+//! [`message`] puts single values on a stream, [`pump`] moves the bytes of one to another.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod guest;
 pub mod message;
 pub mod mux;
+pub mod pump;

@@ -9,6 +9,7 @@ use std::io;
 use bottle_wire::guest::{Exec, ExecReport, SignalRequest, SpawnFailure};
 use bottle_wire::message;
 use bottle_wire::mux::MuxStream;
+use bottle_wire::pump::pump;
 use nix::libc;
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, split};
@@ -17,7 +18,6 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use self::spawn::{Pipes, Spawned, spawn};
 use crate::control::Habitat;
-use crate::net::capture::copy;
 use crate::reap::{End, Reaper};
 use crate::sys;
 
@@ -122,7 +122,7 @@ async fn drain(pipe: pipe::Receiver, stream: MuxStream) {
         }
     };
     tokio::select! {
-        _ = copy(pipe, writer) => {}
+        _ = pump(pipe, writer) => {}
         () = given_up => {}
     }
 }
@@ -130,7 +130,7 @@ async fn drain(pipe: pipe::Receiver, stream: MuxStream) {
 /// Carries what the process hears. If it does not want to hear more, the stream is reset.
 async fn feed(mut stream: MuxStream, pipe: pipe::Sender) {
     if stream.shutdown().await.is_ok() {
-        let _ = copy(&mut stream, pipe).await;
+        let _ = pump(&mut stream, pipe).await;
     }
 }
 

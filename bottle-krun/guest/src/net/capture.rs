@@ -13,16 +13,21 @@ use std::time::Duration;
 
 use bottle_wire::guest::FromGuest;
 use bottle_wire::mux::{MuxStream, Opener};
+use bottle_wire::pump::{Pumped, pump};
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf, split};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use crate::error::{InitError, failed};
 
-/// Bytes copied at once.
+/// Bytes thrown away at once.
 const BUFFER: usize = 64 << 10;
+
+/// How long a workload may go on sending what nobody reads after it has its whole answer.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Before accepting is tried again when the system has no room for another connection.
 const BREATH: Duration = Duration::from_millis(50);
@@ -65,16 +70,43 @@ async fn carry(client: TcpStream, opener: &Opener<FromGuest>) {
     }
 }
 
-/// Copies in both directions until both have ended, or one has broken: then both are over.
+/// Copies in both directions until both are over, or one side was reset: then both are over.
 async fn relay(client: &TcpStream, stream: MuxStream) -> io::Result<()> {
     let (from_host, to_host) = split(stream);
+    let (answered, over) = oneshot::channel();
+    let up = async {
+        let mut client = Client(client);
+        if pump(&mut client, to_host).await? == Pumped::Refused {
+            discard(client, over).await;
+        }
+        io::Result::Ok(())
+    };
+    let down = async {
+        let pumped = pump(from_host, Client(client)).await?;
+        let _ = answered.send(());
+        match pumped {
+            Pumped::Whole => Ok(()),
+            // The kernel says so only of a connection that the workload has left.
+            Pumped::Refused => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    };
     tokio::select! {
-        ended = async { tokio::try_join!(
-            copy(Client(client), to_host),
-            copy(from_host, Client(client)),
-        ) } => ended.map(|_| ()),
+        ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()),
         error = broken(client) => Err(error),
     }
+}
+
+/// Reads on from a workload whose host side listens no longer, as after a refusal in the middle of
+/// an upload: closing now would reset the connection, and could take the answer along. Ends with
+/// the workload's end, or soon after the answer's.
+async fn discard(mut client: Client<'_>, over: oneshot::Receiver<()>) {
+    let mut buffer = vec![0; BUFFER];
+    let ended = async { while matches!(client.read(&mut buffer).await, Ok(1..)) {} };
+    let lingered = async {
+        let _ = over.await;
+        sleep(LINGER).await;
+    };
+    tokio::select! { () = ended => {}, () = lingered => {} }
 }
 
 /// Returns when the workload has reset the connection, even while nothing is read of it because
@@ -132,21 +164,5 @@ impl AsyncWrite for Client<'_> {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(shutdown(self.0.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
-    }
-}
-
-/// Copies until the end, and passes that on.
-pub(crate) async fn copy<R, W>(mut reader: R, mut writer: W) -> io::Result<()>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let length = reader.read(&mut buffer).await?;
-        if length == 0 {
-            return writer.shutdown().await;
-        }
-        writer.write_all(&buffer[..length]).await?;
     }
 }

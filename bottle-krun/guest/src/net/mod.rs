@@ -10,7 +10,7 @@
 //! The workload's own loopback and ports are untouched, and it can neither see nor close what
 //! captures it. A port without a listener refuses at once, by the kernel itself.
 
-pub(crate) mod capture;
+mod capture;
 pub(crate) mod dns_stub;
 pub(crate) mod netlink;
 #[cfg(test)]

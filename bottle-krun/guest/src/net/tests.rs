@@ -145,6 +145,30 @@ fn resets_are_carried_in_both_directions() {
     assert!(kinds.is_none_or(|kinds| kinds == (reset, reset)));
 }
 
+#[test]
+fn an_early_answer_to_a_long_upload_arrives_although_nobody_reads_the_rest() {
+    let answer = with_network(
+        &[443],
+        || {
+            let mut stream = connect("1.2.3.4:443");
+            for _ in 0..256 {
+                stream.write_all(&[7; 64 << 10]).unwrap();
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        },
+        |mut incoming| async move {
+            let (_, mut stream) = next_flow(&mut incoming).await;
+            stream.read_exact(&mut [0; 1000]).await.unwrap();
+            stream.write_all(b"too much").await.unwrap();
+            stream.shutdown().await.unwrap();
+        },
+    );
+    assert!(answer.is_none_or(|answer| answer == "too much"));
+}
+
 /// Makes dropping the socket a reset.
 fn set_zero_linger(stream: &TcpStream) {
     let linger = linger {
