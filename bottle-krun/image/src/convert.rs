@@ -10,7 +10,7 @@ use crate::erofs::body::{Bodies, StoreError};
 use crate::erofs::{self, head_of, is_representable};
 use crate::error::{EntryProblem, ImageError, io_at};
 use crate::layer::{LayerBlob, LayerReader, OverLimit};
-use crate::layout::Layout;
+use crate::source::Blobs;
 use crate::store::Target;
 use crate::tar::{Entry, EntryKind, Tar, TarError, components};
 use crate::tree::{Limits, NodeKind, PutError, Tree};
@@ -19,7 +19,7 @@ use crate::tree::{Limits, NodeKind, PutError, Tree};
 ///
 /// Nothing in `target` is to be used unless this returns success: digests are known at the end.
 pub(crate) fn convert(
-    layout: &Layout,
+    source: &dyn Blobs,
     layers: &[LayerBlob],
     store: &Path,
     target: &Target<'_>,
@@ -32,7 +32,7 @@ pub(crate) fn convert(
     let mut bodies = Bodies::new(image, spool);
     let mut left = limits.bytes;
     for blob in layers {
-        let mut reader = LayerReader::open(layout, blob, left)?;
+        let mut reader = LayerReader::open(source, blob, left)?;
         if let Err(fault) = apply(&mut reader, &mut tree, &mut bodies) {
             return Err(match fault {
                 Fault::Entry { path, problem } => reader.explain(|layer| ImageError::BadEntry {

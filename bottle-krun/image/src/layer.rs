@@ -1,14 +1,13 @@
 //! One layer's blob as a stream of tar bytes, its digests checked at the end.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 use zstd::stream::read::Decoder as ZstdDecoder;
 
 use crate::digest::{Digest, Hashed};
-use crate::error::{ImageError, io_at};
-use crate::layout::{Layout, open_regular};
+use crate::error::ImageError;
+use crate::source::Blobs;
 
 /// What the image's documents say about a layer.
 #[derive(Clone, Debug)]
@@ -40,23 +39,13 @@ pub(crate) struct LayerReader {
 
 impl LayerReader {
     /// Opens a layer of which at most `limit` bytes are wanted, decompressed.
-    pub(crate) fn open(layout: &Layout, blob: &LayerBlob, limit: u64) -> Result<Self, ImageError> {
-        let path = layout.blob_path(&blob.digest);
-        let file = open_regular(&path)?.ok_or_else(|| ImageError::MissingBlob {
-            dir: layout.dir().to_owned(),
-            what: "layer",
-            digest: blob.digest.to_string(),
-        })?;
-        let found = file.metadata().map_err(io_at("read", &path))?.len();
-        if found != blob.size {
-            return Err(ImageError::SizeMismatch {
-                what: "layer",
-                digest: blob.digest.to_string(),
-                expected: blob.size,
-                found,
-            });
-        }
-        let raw = BufReader::with_capacity(BUFFER, Hashed::new(file));
+    pub(crate) fn open(
+        source: &dyn Blobs,
+        blob: &LayerBlob,
+        limit: u64,
+    ) -> Result<Self, ImageError> {
+        let raw = Hashed::new(source.open_layer(blob)?);
+        let raw = BufReader::with_capacity(BUFFER, raw);
         let decoder = match blob.compression {
             Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(raw))),
             Compression::None => Decoder::None(raw),
@@ -145,7 +134,7 @@ impl Read for LayerReader {
 #[error("the layer exceeds the limit of decompressed bytes")]
 pub(crate) struct OverLimit;
 
-type Raw = BufReader<Hashed<File>>;
+type Raw = BufReader<Hashed<Box<dyn Read + Send>>>;
 
 enum Decoder {
     Gzip(Box<MultiGzDecoder<Raw>>),

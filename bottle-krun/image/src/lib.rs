@@ -1,7 +1,7 @@
 //! OCI images to read-only disks, and writable overlays.
 //!
 //! ```text
-//! layout   index.json -> manifest -> config            every blob's digest checked
+//! source   index.json -> manifest -> config            every blob's digest checked
 //!   layer  blob -> decompressed bytes                  digest, size, diff id checked
 //!     tar  bytes -> entries                            hostile: total parser with limits
 //!    tree  entries -> one merged tree                  whiteouts, as overlayfs would show it
@@ -19,15 +19,15 @@ mod digest;
 mod erofs;
 mod error;
 mod layer;
-mod layout;
 mod overlay;
+mod source;
 mod store;
 mod tar;
 mod tree;
 
 use std::path::{Path, PathBuf};
 
-use crate::layout::Layout;
+use crate::source::layout::Layout;
 use crate::tree::Limits;
 
 // The front door: these names are the contract, the modules are not.

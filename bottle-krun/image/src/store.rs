@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use crate::erofs;
 use crate::error::{ImageError, io_at};
-use crate::layout::open_regular;
+use crate::source::layout::open_regular;
 
 /// The file to write, and its name for error messages.
 #[derive(Debug)]

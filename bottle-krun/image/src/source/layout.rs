@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::digest::Digest;
 use crate::error::{ImageError, io_at};
 use crate::layer::{Compression, LayerBlob};
+use crate::source::Blobs;
 use crate::{ImageConfig, ImageRef};
 
 /// A directory that has the files every OCI layout has.
@@ -71,10 +72,6 @@ impl Layout {
     /// Where a blob is; the digest's type makes it a harmless file name.
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs").join("sha256").join(digest.hex())
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// Follows `reference` to a manifest for this host.
@@ -215,6 +212,27 @@ impl Layout {
             });
         }
         Ok(bytes)
+    }
+}
+
+impl Blobs for Layout {
+    fn open_layer(&self, blob: &LayerBlob) -> Result<Box<dyn Read + Send>, ImageError> {
+        let path = self.blob_path(&blob.digest);
+        let file = open_regular(&path)?.ok_or_else(|| ImageError::MissingBlob {
+            dir: self.dir.clone(),
+            what: "layer",
+            digest: blob.digest.to_string(),
+        })?;
+        let found = file.metadata().map_err(io_at("read", &path))?.len();
+        if found != blob.size {
+            return Err(ImageError::SizeMismatch {
+                what: "layer",
+                digest: blob.digest.to_string(),
+                expected: blob.size,
+                found,
+            });
+        }
+        Ok(Box::new(file))
     }
 }
 
