@@ -11,7 +11,7 @@
 //! | `BOTTLE_TEST_REQUIRE_VM` | nothing; it is set so that no test skips itself |
 //!
 //! In the outer guest these are copies or bind mounts below `/run/bottle-test`, which every user
-//! can reach; `/tmp` is on a disk; the users `tester` (1001, may use KVM) and `stranger` (1002, may
+//! can reach; `TMPDIR` is on a disk; the users `tester` (1001, may use KVM) and `stranger` (1002, may
 //! not) exist; `/dev/kvm` is 0660 root:kvm.
 
 use std::ffi::OsStr;

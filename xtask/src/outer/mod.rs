@@ -2,7 +2,7 @@
 //!
 //! QEMU emulates AMD-V with nested paging, so `kvm-amd` of the guest's own kernel can run microVMs,
 //! slowly. The guest sees the whole file system of this machine read-only below a writable overlay,
-//! a scratch disk with `/tmp` on it, and no network but its loopback: programs built here run there
+//! a scratch disk, and no network but its loopback: programs built here run there
 //! unchanged. One guest serves one job, a shell script run as root.
 //!
 //! ```text

@@ -18,12 +18,11 @@ ln -sfn /proc/self/fd/2 /dev/stderr
 /bin/busybox hostname outer
 ulimit -n 65536
 
-# Big and writable: a disk, with /tmp on it.
+# Big and writable: a disk. /tmp stays the machine's: the tree may lie below it.
 mount -t ext4 -o noatime /dev/vda /scratch
 chmod 755 /scratch
 mkdir -p /scratch/tmp /scratch/home/root /scratch/home/tester /scratch/home/stranger
 chmod 1777 /scratch/tmp
-mount --bind /scratch/tmp /tmp
 
 # Two ordinary users: one may use KVM, one may not.
 getent group kvm >/dev/null || echo 'kvm:x:2999:' >>/etc/group
@@ -50,7 +49,7 @@ done
 exec 9>/run/port-status
 echo "ready $(cut -d' ' -f1 /proc/uptime)" >&9
 cd /
-HOME=/scratch/home/root TMPDIR=/tmp setsid /bin/bash /job/job.sh >/run/port-output 2>&1 9>&-
+HOME=/scratch/home/root TMPDIR=/scratch/tmp setsid /bin/bash /job/job.sh >/run/port-output 2>&1 9>&-
 echo "exit $?" >&9
 timeout 5 sync
 /bin/busybox reboot -f
