@@ -60,6 +60,6 @@ impl From<Status> for ExitCode {
 pub(crate) fn of_failure(command: &Command, failure: &Failure) -> Status {
     match command {
         Command::Start(_) => failure.spawn_code().map_or(Status::BOTTLE_FAILED, Status),
-        Command::Doctor(_) => Status::FAILED,
+        Command::Doctor(_) | Command::Image(_) => Status::FAILED,
     }
 }

@@ -19,7 +19,9 @@ pub mod host;
 mod names;
 mod printer;
 mod progress;
+mod pulling;
 mod session;
+mod sizes;
 
 use std::ffi::OsString;
 use std::io;

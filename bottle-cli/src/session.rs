@@ -11,7 +11,10 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use bottle_core::backend::{BackendError, Bottle, Command, Ended, Process, ProcessControl};
+use bottle_core::backend::{
+    BackendError, Bottle, Command, Condition, Ended, Process, ProcessControl,
+};
+use bottle_core::text::EscapedUpTo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -26,6 +29,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Two interrupts within this time mean the bottle.
 const DOUBLE: Duration = Duration::from_secs(2);
+
+/// The longest reason of a frozen bottle, in characters.
+const MAX_REASON: usize = 1024;
 
 /// How long a bottle that is ending may take to say how.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -96,6 +102,7 @@ impl Session<'_> {
         let mut judge = Judge::default();
         let mut stop: Option<(Signal, Stop<'_>)> = None;
         let mut status = control.wait();
+        let mut condition = Condition::Running;
         loop {
             let stopped = async {
                 match &mut stop {
@@ -121,6 +128,16 @@ impl Session<'_> {
                         ending.status = status.into();
                     }
                     return Ok(ending);
+                }
+                now = self.bottle.changed(&condition) => {
+                    self.printer.say(&match &now {
+                        Condition::Running => format!("`{}` goes on", self.bottle.id()),
+                        Condition::Frozen { why } => {
+                            let why = EscapedUpTo(why, MAX_REASON);
+                            format!("`{}` is frozen: {why}", self.bottle.id())
+                        }
+                    });
+                    condition = now;
                 }
                 Some(signal) = self.signals.recv() => match judge.judge(signal, Instant::now()) {
                     // One that has ended already needs no signal any more.

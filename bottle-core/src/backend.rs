@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::event::Event;
 use crate::id::BottleId;
+use crate::images::Images;
 use crate::reporter::{Reporter, Stage};
 use crate::spec::{Spec, UserName};
 
@@ -57,6 +58,11 @@ pub trait Backend: Send + Sync + Debug {
     ///
     /// [`BackendError::Failed`] if the state directory cannot be read.
     async fn list(&self) -> Result<Vec<Summary>, BackendError>;
+
+    /// Returns the images that it keeps, if it keeps any.
+    fn images(&self) -> Option<&dyn Images> {
+        None
+    }
 
     /// Opens a running bottle by id. A handle obtained here does not own the bottle.
     ///
@@ -102,6 +108,14 @@ pub trait Bottle: Send + Sync + Debug {
     ///
     /// [`BackendError::Failed`] if that cannot be learnt.
     async fn wait(&self) -> Result<Ended, BackendError>;
+
+    /// Waits until its condition is another than `known`, and returns that; for ever, if it has
+    /// ended.
+    ///
+    /// # Cancellation
+    ///
+    /// Nothing is lost; call it again.
+    async fn changed(&self, known: &Condition) -> Condition;
 
     /// Stops it if it runs and removes all of it but its record.
     ///
@@ -259,6 +273,23 @@ pub enum Ended {
     Killed,
     /// It ended by itself without a goodbye; what the console and the wait status say.
     Crashed(String),
+}
+
+/// What a bottle that has not ended does just now.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a new condition must be worded wherever one is shown"
+)]
+pub enum Condition {
+    /// It runs.
+    #[default]
+    Running,
+    /// It is frozen until a person does something.
+    Frozen {
+        /// Why, and what to do.
+        why: String,
+    },
 }
 
 /// A bottle in a list.

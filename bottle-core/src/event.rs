@@ -104,6 +104,13 @@ pub enum Happening {
         /// The layer's name.
         layer: String,
     },
+    /// The bottle was frozen, since it could not go on without harm.
+    Frozen {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A frozen bottle goes on.
+    Thawed {},
     /// The bottle ended; always the last line.
     End {
         /// How: `exited 0`, `killed by signal 9`, `stopped`, `crashed: …`.

@@ -37,8 +37,9 @@ use crate::error::{ShimError, failed, from_shim, start_failed};
 use crate::host::vcpu::kvm_glance;
 use crate::host::{KernelMissing, KvmStatus, find_kernel};
 use crate::options::KrunOptions;
-use crate::plan::{default_argv, launch_of, layout, new_id, plan_lines};
+use crate::plan::{Workload, launch_of, layout, new_id, plan_lines};
 use crate::reexec::Role;
+use crate::shim::room::Room;
 use crate::state::{self, CLIENT_SOCKET, Dirs, StateError};
 
 /// libkrun takes a `u8`; more than these have not been seen to work.
@@ -132,19 +133,15 @@ impl Backend for KrunBackend {
             hint: Some(Hint(error.hint().to_owned())),
             source: Box::new(error),
         })?;
-        if default_argv(spec, &image.config).is_empty() {
-            return Err(BackendError::Failed {
-                op: op(),
-                blame: Blame::User,
-                hint: Some(Hint(
-                    "name a command: `bottle start … -- COMMAND`".to_owned(),
-                )),
-                source: "the image names neither an entrypoint nor a command".into(),
-            });
-        }
+        let workload = Workload::of(spec, &image.config).map_err(|error| BackendError::Failed {
+            op: op(),
+            blame: Blame::User,
+            hint: Some(Hint(error.hint().to_owned())),
+            source: Box::new(error),
+        })?;
         let id = new_id(&spec.name).map_err(|error| failed(op(), error))?;
         let record = Dirs::of(&self.options, &id).record();
-        let lines = plan_lines(spec, &image, &kernel, &record);
+        let lines = plan_lines(spec, &image, &workload, &kernel, &record);
         Ok(Plan {
             spec: spec.clone(),
             id,
@@ -183,6 +180,8 @@ impl Backend for KrunBackend {
             .image_disk(&spec.image)
             .await
             .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?;
+        let workload = Workload::of(&spec, &disk.image.config)
+            .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?;
         clock.end(if disk.converted {
             "converted"
         } else {
@@ -191,6 +190,13 @@ impl Backend for KrunBackend {
 
         clock.begin(Stage::Disks);
         let (dirs, claim) = self.claim(&spec, &mut id)?;
+        let shortage = Room::of(&dirs.state)
+            .and_then(|room| room.shortage())
+            .map_err(|error| start_failed(&id, Stage::Disks, Blame::Environment, error))?;
+        if let Some(why) = shortage {
+            let error = io::Error::new(io::ErrorKind::StorageFull, why);
+            return Err(start_failed(&id, Stage::Disks, Blame::Environment, error));
+        }
         let overlay = (dirs.overlay(), spec.resources.disk.bytes());
         spawn_blocking(move || bottle_image::make_overlay(&overlay.0, overlay.1))
             .await
@@ -203,7 +209,7 @@ impl Backend for KrunBackend {
             |error: io::Error| start_failed(&id, Stage::Shim, Blame::Environment, error);
         let (link, child) = claim.spawn_shim(&helper).map_err(shim_failed)?;
         clock.end("");
-        let launch = launch_of(&spec, &id, &dirs, &disk, &kernel, &helper);
+        let launch = launch_of(&spec, &id, &dirs, &disk, workload, &kernel, &helper);
         if let Err(error) = follow_launch(&id, &dirs, &link, launch, &mut clock).await {
             drop(link);
             bottle::bury(child, &dirs, None).await;

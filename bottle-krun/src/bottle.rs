@@ -1,19 +1,20 @@
 //! The client's handle on a bottle.
 
 use std::fs;
+use std::future::pending;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bottle_core::backend::{BackendError, Bottle, Command, Ended, ExitStatus, Process};
+use bottle_core::backend::{BackendError, Bottle, Command, Condition, Ended, ExitStatus, Process};
 use bottle_core::event::{Event, EventSink, Happening};
 use bottle_core::id::BottleId;
 use bottle_core::text::Escaped;
 use bottle_wire::client::{self, MainStatus, Open, StopReport};
 use bottle_wire::message;
-use bottle_wire::mux::{self, Incoming, Opener, Side};
+use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -71,6 +72,7 @@ pub(crate) struct KrunBottle {
     link: Link,
     numbers: AtomicU32,
     ended: watch::Receiver<Option<Ended>>,
+    condition: watch::Receiver<Condition>,
     /// Whether the bottle ends with this handle.
     owns: bool,
 }
@@ -92,6 +94,13 @@ impl KrunBottle {
             .open(&Open::Wait)
             .await
             .map_err(|_| ShimError::Gone { source: None })?;
+        let conditions = link
+            .opener
+            .open(&Open::Watch)
+            .await
+            .map_err(|_| ShimError::Gone { source: None })?;
+        let (condition_send, condition) = watch::channel(Condition::Running);
+        tokio::spawn(follow_condition(conditions, condition_send));
         let owns = shim.is_some();
         let (send, ended) = watch::channel(None);
         let its_dirs = dirs.clone();
@@ -119,8 +128,20 @@ impl KrunBottle {
             link,
             numbers: AtomicU32::new(0),
             ended,
+            condition,
             owns,
         })
+    }
+}
+
+/// Passes on what the shim says of the bottle's condition, until it ends.
+async fn follow_condition(mut stream: MuxStream, condition: watch::Sender<Condition>) {
+    while let Ok(Some(now)) = message::read(&mut stream).await {
+        condition.send_replace(match now {
+            client::Condition::Running => Condition::Running,
+            client::Condition::Frozen(why) => Condition::Frozen { why },
+            _ => continue,
+        });
     }
 }
 
@@ -234,6 +255,15 @@ impl Bottle for KrunBottle {
                 ShimError::Gone { source: None },
             )
         })
+    }
+
+    async fn changed(&self, known: &Condition) -> Condition {
+        let mut condition = self.condition.clone();
+        let now = condition.wait_for(|now| now != known).await;
+        match now.map(|now| now.clone()) {
+            Ok(now) => now,
+            Err(_) => pending().await,
+        }
     }
 
     async fn remove(self: Box<Self>) -> Result<(), BackendError> {

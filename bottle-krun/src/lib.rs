@@ -23,6 +23,7 @@ mod record;
 mod reexec;
 mod shim;
 mod state;
+mod stop_signal;
 mod vmm;
 mod warden;
 

@@ -7,11 +7,14 @@ use bottle_core::backend::PlanLine;
 use bottle_core::id::{BottleId, MAX_ID_LEN};
 use bottle_core::policy::Rule;
 use bottle_core::spec::{ImageSource, Resolve, Spec};
+use bottle_core::text::Escaped;
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
 use bottle_wire::client::{Launch, LaunchResolve};
+use thiserror::Error;
 
 use crate::random;
 use crate::state::Dirs;
+use crate::stop_signal;
 
 /// Names an image's place and reference.
 pub(crate) fn layout(source: &ImageSource) -> (&Path, Option<&str>) {
@@ -30,10 +33,60 @@ pub(crate) fn new_id(name: &BottleId) -> io::Result<BottleId> {
     Ok(id.parse().expect("a name and base32 characters make an id"))
 }
 
-/// What an image and a bottle together run, as docker combines them.
-pub(crate) fn default_argv(spec: &Spec, config: &ImageConfig) -> Vec<String> {
-    let command = spec.command.as_ref().unwrap_or(&config.cmd);
-    config.entrypoint.iter().chain(command).cloned().collect()
+/// What an image and a bottle together run, and how it is asked to end.
+#[derive(Debug)]
+pub(crate) struct Workload {
+    /// At least one word.
+    pub(crate) argv: Vec<String>,
+    /// The Linux number.
+    pub(crate) stop_signal: u8,
+}
+
+impl Workload {
+    /// Combines entrypoint and command as docker does.
+    ///
+    /// # Errors
+    ///
+    /// [`Unrunnable`] says what the image lacks.
+    pub(crate) fn of(spec: &Spec, config: &ImageConfig) -> Result<Self, Unrunnable> {
+        let command = spec.command.as_ref().unwrap_or(&config.cmd);
+        let argv: Vec<_> = config.entrypoint.iter().chain(command).cloned().collect();
+        if argv.is_empty() {
+            return Err(Unrunnable::NoCommand);
+        }
+        let unknown = || Unrunnable::StopSignal {
+            name: config.stop_signal.clone(),
+        };
+        Ok(Self {
+            argv,
+            stop_signal: stop_signal::number(&config.stop_signal).ok_or_else(unknown)?,
+        })
+    }
+}
+
+/// Why nothing can be run in a bottle of an image.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub(crate) enum Unrunnable {
+    /// Neither the image nor the specification names a command.
+    #[error("the image names neither an entrypoint nor a command")]
+    NoCommand,
+    /// The image's stop signal is none.
+    #[error("the image's stop signal `{}` is no signal of Linux", Escaped(name))]
+    StopSignal {
+        /// What it says.
+        name: String,
+    },
+}
+
+impl Unrunnable {
+    /// Returns what a person can do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::NoCommand => "name a command: `bottle start … -- COMMAND`",
+            Self::StopSignal { .. } => "build the image again with a `STOPSIGNAL` such as SIGTERM",
+        }
+    }
 }
 
 /// The environment of every process: the image's, overridden by the bottle's.
@@ -56,6 +109,7 @@ fn user_of(spec: &Spec, config: &ImageConfig) -> String {
 pub(crate) fn plan_lines(
     spec: &Spec,
     image: &ImageRef,
+    workload: &Workload,
     kernel: &Path,
     record: &Path,
 ) -> Vec<PlanLine> {
@@ -83,7 +137,7 @@ pub(crate) fn plan_lines(
             )
         }),
         line("user", or(user_of(spec, &image.config), "root")),
-        line("command", default_argv(spec, &image.config).join(" ")),
+        line("command", workload.argv.join(" ")),
         line(
             "env",
             or(
@@ -138,6 +192,7 @@ pub(crate) fn launch_of(
     id: &BottleId,
     dirs: &Dirs,
     disk: &ImageDisk,
+    workload: Workload,
     kernel: &Path,
     helper: &Path,
 ) -> Launch {
@@ -193,6 +248,7 @@ pub(crate) fn launch_of(
         env: environment(spec, config),
         user: user_of(spec, config),
         cwd: config.working_dir.clone(),
-        default_argv: default_argv(spec, config),
+        default_argv: workload.argv,
+        stop_signal: workload.stop_signal,
     }
 }

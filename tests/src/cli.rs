@@ -46,17 +46,9 @@ impl TestHost {
     /// Returns the arguments of a start of the run's image, up to the `--` of the workload.
     pub fn start_args(&self, name: &str) -> Vec<String> {
         let image = format!("oci:{}", self.given.image.display());
-        [
-            "--backend",
-            "krun",
-            "start",
-            "--image",
-            &image,
-            "--name",
-            name,
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        ["--backend", "krun", "start", &image, "--name", name]
+            .map(str::to_owned)
+            .to_vec()
     }
 
     /// Returns the arguments that allow `allowed.test` and lead it to this upstream.

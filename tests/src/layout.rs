@@ -1,10 +1,11 @@
 //! OCI layouts of a few kilobytes, right or wrong in one way.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
@@ -73,6 +74,41 @@ pub fn write(dir: &Path, fault: Fault) -> Result<()> {
     });
     fs::write(dir.join("index.json"), index.to_string())?;
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    Ok(())
+}
+
+/// Writes a layout of the one image that `base` has, with another config, into an empty directory;
+/// its layers are links to those of `base`.
+///
+/// # Errors
+///
+/// What the file system says, and a `base` that is not such a layout.
+pub fn reconfigured(base: &Path, dir: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let blobs = Path::new("blobs/sha256");
+    fs::create_dir_all(dir.join(blobs))?;
+    for blob in fs::read_dir(base.join(blobs))? {
+        let blob = blob?;
+        symlink(blob.path(), dir.join(blobs).join(blob.file_name()))?;
+    }
+    fs::copy(base.join("oci-layout"), dir.join("oci-layout"))?;
+    let parse = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+    let blob_of = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        dir.join(blobs).join(digest.trim_start_matches("sha256:"))
+    };
+    let replace = |descriptor: &mut Value, document: &Value| -> Result<()> {
+        let bytes = document.to_string().into_bytes();
+        descriptor["digest"] = json!(format!("sha256:{}", put(dir, &bytes)?));
+        descriptor["size"] = json!(bytes.len());
+        Ok(())
+    };
+    let mut index = parse(&base.join("index.json"))?;
+    let mut manifest = parse(&blob_of(&index["manifests"][0]))?;
+    let mut config = parse(&blob_of(&manifest["config"]))?;
+    change(&mut config["config"]);
+    replace(&mut manifest["config"], &config)?;
+    replace(&mut index["manifests"][0], &manifest)?;
+    fs::write(dir.join("index.json"), index.to_string())?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod oci;
 mod outer;
 mod report;
 mod run;
+mod task_bench;
 mod task_bindings;
 mod task_check;
 mod task_demo;
@@ -42,6 +43,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Measure ourselves, side by side with others
+    Bench(task_bench::Args),
     /// Regenerate bottle-krun's libkrun declarations from its `krun.h` (needs libclang)
     Bindings(task_bindings::Args),
     /// Check format, lints, docs, licenses, bindings and house rules; lists every failure
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
 fn work(args: &Args) -> Result<u8> {
     let tree = Tree::find()?;
     match &args.task {
+        Task::Bench(args) => task_bench::run(&tree, args)?,
         Task::Bindings(args) => task_bindings::run(&tree, args)?,
         Task::Check => task_check::run(&tree)?,
         Task::Demo => return task_demo::run(&tree),

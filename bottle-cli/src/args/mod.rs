@@ -1,6 +1,7 @@
 //! The command line as it is written; the comments are its help.
 
 mod doctor;
+mod image;
 mod start;
 mod values;
 
@@ -9,6 +10,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use self::doctor::DoctorArgs;
+pub(crate) use self::image::{ImageArgs, ImageCommand};
 pub(crate) use self::start::StartArgs;
 pub(crate) use self::values::{EnvArg, SecretRef};
 use crate::exit;
@@ -48,6 +50,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Start a bottle, run a command in it, and remove it when the command ends
     Start(Box<StartArgs>),
+    /// Get, list and remove images
+    Image(ImageArgs),
     /// Say what this host has, what it lacks, and how to get it
     Doctor(DoctorArgs),
 }

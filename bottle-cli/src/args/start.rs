@@ -16,8 +16,8 @@ use super::{EnvArg, SecretRef};
 Standard input, output and error are the command's. Its status becomes the exit status.
 Control-C goes to the command; a second one within 2 s, or SIGTERM, stops the bottle.")]
 pub(crate) struct StartArgs {
-    /// Boot this OCI image layout
-    #[arg(long, value_name = "oci:DIR[:TAG]")]
+    /// Boot this image
+    #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<ImageSource>,
     /// Name the bottle, `a-z`, `0-9` and `-` (default: made up)
     #[arg(long, value_name = "NAME")]
@@ -42,6 +42,10 @@ pub(crate) struct StartArgs {
     /// Give it this much memory (default: 1g)
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<MiB>,
+    /// Give it a writable disk of this size, of which only what is used takes up space here
+    /// (default: 20g)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<MiB>,
     /// Also trust the CA certificates of this PEM file for the hosts it reaches (can be repeated)
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca: Vec<PathBuf>,

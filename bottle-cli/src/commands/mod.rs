@@ -1,6 +1,7 @@
 //! One module per verb: from arguments over a call into the core to what is printed.
 
 mod doctor;
+mod image;
 mod start;
 
 use std::io;
@@ -19,6 +20,7 @@ pub(crate) async fn run(
 ) -> Result<Status, Failure> {
     match &args.command {
         Command::Start(start) => start::run(args, start, host, printer).await,
+        Command::Image(image) => image::run(args, image, host, printer).await,
         Command::Doctor(doctor) => doctor::run(args, doctor, host, printer),
     }
 }

@@ -85,6 +85,7 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
         user,
         cpus,
         memory,
+        disk,
         upstream_ca,
         resolve,
         dry_run: _,
@@ -93,7 +94,8 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     } = start;
     let Some(image) = image.clone() else {
         return Err(Failure::user(anyhow!("no image was given")).hint(
-            "`cargo xtask images build base` makes one; pass its directory as `--image oci:DIR`",
+            "name one: `bottle start IMAGE`; `cargo xtask images build base` makes one and prints \
+             its directory, which is the image `oci:DIR`",
         ));
     };
     let mut spec = Spec::new(name.clone().unwrap_or_else(names::make_up), image);
@@ -110,6 +112,7 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     }
     spec.resources.vcpus = cpus.unwrap_or(spec.resources.vcpus);
     spec.resources.memory = memory.unwrap_or(spec.resources.memory);
+    spec.resources.disk = disk.unwrap_or(spec.resources.disk);
     Ok(spec)
 }
 

@@ -152,17 +152,9 @@ impl Bench {
         self.signals.0.clone()
     }
 
-    /// Runs `bottle --backend fake start --image oci:/fake --name web` with these words behind.
+    /// Runs `bottle --backend fake start oci:/fake --name web` with these words behind.
     pub(crate) async fn start(self, words: &[&str]) -> Output {
-        let fixed = [
-            "--backend",
-            "fake",
-            "start",
-            "--image",
-            "oci:/fake",
-            "--name",
-            "web",
-        ];
+        let fixed = ["--backend", "fake", "start", "oci:/fake", "--name", "web"];
         let all: Vec<_> = fixed.iter().chain(words).copied().collect();
         self.run(&all).await
     }

@@ -31,7 +31,7 @@ fn the_program_answers_and_exits_with_the_status_of_the_table() {
 #[cfg(feature = "krun")]
 #[test]
 fn without_a_home_there_is_no_place_for_bottles() {
-    let words = ["start", "--image", "oci:/nowhere", "--", "true"];
+    let words = ["start", "oci:/nowhere", "--", "true"];
     let output = bottle().args(words).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -16,13 +16,13 @@ async fn a_start_without_an_image_says_how_to_get_one() {
     ----- stdout
     ----- stderr
     error: no image was given
-    hint: `cargo xtask images build base` makes one; pass its directory as `--image oci:DIR`
+    hint: name one: `bottle start IMAGE`; `cargo xtask images build base` makes one and prints its directory, which is the image `oci:DIR`
     ");
 }
 
 #[tokio::test]
 async fn an_image_that_is_not_there_is_named() {
-    let words = ["--backend", "fake", "start", "--image", "oci:/nowhere:v1"];
+    let words = ["--backend", "fake", "start", "oci:/nowhere:v1"];
     assert_snapshot!(Bench::new().run(&words).await, @r"
     status: 125
     ----- stdout
@@ -35,7 +35,7 @@ async fn an_image_that_is_not_there_is_named() {
 
 #[tokio::test]
 async fn a_backend_nobody_knows_is_answered_with_the_known_ones() {
-    let words = ["--backend", "docker", "start", "--image", "oci:/fake"];
+    let words = ["--backend", "docker", "start", "oci:/fake"];
     assert_snapshot!(Bench::new().run(&words).await, @r"
     status: 125
     ----- stdout

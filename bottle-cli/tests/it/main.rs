@@ -4,5 +4,6 @@ mod bench;
 mod binary;
 mod doctor;
 mod failures;
+mod images;
 mod session;
 mod usage;

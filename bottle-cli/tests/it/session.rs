@@ -141,7 +141,6 @@ async fn a_bottle_that_nobody_named_gets_a_name() {
         "--backend",
         "fake",
         "start",
-        "--image",
         "oci:/fake",
         "-v",
         "--",

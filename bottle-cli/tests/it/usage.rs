@@ -15,6 +15,7 @@ async fn help_goes_to_standard_output() {
 
     Commands:
       start   Start a bottle, run a command in it, and remove it when the command ends
+      image   Get, list and remove images
       doctor  Say what this host has, what it lacks, and how to get it
       help    Print this message or the help of the given subcommand(s)
 
@@ -40,14 +41,13 @@ async fn the_help_of_start_names_every_flag() {
     ----- stdout
     Start a bottle, run a command in it, and remove it when the command ends
 
-    Usage: bottle start [OPTIONS] [-- <CMD>...]
+    Usage: bottle start [OPTIONS] [IMAGE] [-- <CMD>...]
 
     Arguments:
+      [IMAGE]   Boot this image
       [CMD]...  Run this command (default: the image's)
 
     Options:
-          --image <oci:DIR[:TAG]>
-              Boot this OCI image layout
           --name <NAME>
               Name the bottle, `a-z`, `0-9` and `-` (default: made up)
           --allow <HOST[:PORT]>
@@ -64,6 +64,9 @@ async fn the_help_of_start_names_every_flag() {
               Give it this many virtual CPUs (default: 1)
       -m, --memory <SIZE>
               Give it this much memory (default: 1g)
+          --disk <SIZE>
+              Give it a writable disk of this size, of which only what is used takes up space here
+              (default: 20g)
           --upstream-ca <FILE>
               Also trust the CA certificates of this PEM file for the hosts it reaches (can be repeated)
           --resolve <HOST:PORT:ADDR[:PORT]>
@@ -107,7 +110,7 @@ async fn an_unknown_flag_is_answered_with_the_nearest_one() {
       tip: a similar argument exists: '--allow'
       tip: to pass '--alow' as a value, use '-- --alow'
 
-    Usage: bottle start --image <oci:DIR[:TAG]> --name <NAME> --allow <HOST[:PORT]> [-- <CMD>...]
+    Usage: bottle start --name <NAME> --allow <HOST[:PORT]> <IMAGE> [-- <CMD>...]
 
     For more information, try '--help'.
     ");
@@ -137,7 +140,7 @@ async fn a_command_without_its_dashes_is_answered_with_them() {
     ----- stderr
     error: unexpected argument 'true' found
 
-    Usage: bottle start [OPTIONS] [-- <CMD>...]
+    Usage: bottle start [OPTIONS] [IMAGE] [-- <CMD>...]
 
     For more information, try '--help'.
     ");
@@ -188,11 +191,10 @@ async fn every_other_malformed_value_is_refused_with_what_would_do() {
             "a variable is set by `NAME=VALUE`, or taken over by `NAME`",
         ),
         (
-            "--image",
-            "debian:12",
-            "write `oci:DIR` for an OCI image layout",
+            "--disk",
+            "2",
+            "a size needs the unit `m` (MiB) or `g` (GiB)",
         ),
-        ("--image", "oci:", "is not `oci:DIR` or `oci:DIR:TAG`"),
         ("--name", "../web", "'.' is not allowed in a name"),
         ("--resolve", "api.test:443", "is not `HOST:PORT:ADDR`"),
         (

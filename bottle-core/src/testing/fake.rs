@@ -12,13 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex, empty};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::images::FakeImages;
 use super::program::{Outcome, Program, World};
 use crate::backend::{
-    Backend, BackendError, Blame, Bottle, Capabilities, Command, Ended, ExitStatus, Hint, Plan,
-    PlanLine, Process, ProcessControl, SpawnFailure, Summary,
+    Backend, BackendError, Blame, Bottle, Capabilities, Command, Condition, Ended, ExitStatus,
+    Hint, Plan, PlanLine, Process, ProcessControl, SpawnFailure, Summary,
 };
 use crate::event::{Event, Happening, unix_ms};
 use crate::id::BottleId;
+use crate::images::Images;
 use crate::reporter::{Reporter, Stage};
 use crate::spec::{ImageSource, Spec};
 
@@ -37,6 +39,7 @@ pub struct FakeBackend(Arc<State>);
 struct State {
     bottles: Mutex<BTreeMap<BottleId, Arc<Machine>>>,
     cleaned: Mutex<Vec<String>>,
+    images: FakeImages,
     wishes: Mutex<Wishes>,
 }
 
@@ -244,6 +247,10 @@ impl Backend for FakeBackend {
             .collect())
     }
 
+    fn images(&self) -> Option<&dyn Images> {
+        Some(&self.0.images)
+    }
+
     async fn open(&self, id: &BottleId) -> Result<Box<dyn Bottle>, BackendError> {
         let found = lock(&self.0.bottles).get(id).cloned();
         match found {
@@ -446,6 +453,11 @@ impl Bottle for FakeBottle {
         how.ok().flatten().ok_or_else(|| gone("wait for a bottle"))
     }
 
+    async fn changed(&self, _: &Condition) -> Condition {
+        // Its machine has all the room it wants.
+        pending().await
+    }
+
     async fn remove(self: Box<Self>) -> Result<(), BackendError> {
         self.stop(Duration::ZERO).await?;
         self.forget();
@@ -544,6 +556,6 @@ fn gone(op: &str) -> BackendError {
 }
 
 /// Locks; a panic elsewhere is reported there, not here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,6 +5,7 @@
 
 pub mod contract;
 mod fake;
+mod images;
 pub(crate) mod program;
 #[cfg(test)]
 mod tests;

@@ -38,6 +38,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(crate) struct Habitat {
     pub(crate) defaults: Defaults,
     pub(crate) namespace: OwnedFd,
+    stop_signal: u8,
 }
 
 /// What the tasks of init share.
@@ -202,13 +203,16 @@ impl Init {
             .set(Habitat {
                 defaults,
                 namespace,
+                stop_signal: provision.stop_signal,
             })
             .map_err(|_| twice())
     }
 
     async fn shut_down(&self, grace: Duration) {
         self.stopping.set(true);
-        shutdown::end_processes(&self.reaper, grace).await;
+        // Before there is a habitat there are no processes.
+        let signal = self.habitat.get().map_or(0, |habitat| habitat.stop_signal);
+        shutdown::end_processes(&self.reaper, signal, grace).await;
         let last_words = async {
             while self.running.get() > 0 {
                 self.quiet.notified().await;

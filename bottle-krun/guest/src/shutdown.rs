@@ -10,15 +10,16 @@ use nix::unistd::{Pid, sync};
 use tokio::time::timeout;
 
 use crate::reap::Reaper;
+use crate::sys;
 
 /// How long the kernel may take to end processes that were killed.
 const KILLED: Duration = Duration::from_secs(5);
 
-/// Ends all processes but init.
-pub(crate) async fn end_processes(reaper: &Reaper, grace: Duration) {
+/// Ends all processes but init: by this signal, then by SIGKILL.
+pub(crate) async fn end_processes(reaper: &Reaper, signal: u8, grace: Duration) {
     let everybody = Pid::from_raw(-1);
     // Nobody being there is no error.
-    let _ = kill(everybody, Signal::SIGTERM);
+    let _ = sys::signal_all(signal);
     let _ = kill(everybody, Signal::SIGCONT);
     if timeout(grace, reaper.childless()).await.is_err() {
         let _ = kill(everybody, Signal::SIGKILL);

@@ -128,6 +128,12 @@ pub(crate) fn before_exec(
     unsafe { command.pre_exec(setup) };
 }
 
+/// Signals every process but this one, with real-time signals too.
+pub(crate) fn signal_all(signal: u8) -> Result<(), Errno> {
+    // SAFETY: kill has no memory arguments.
+    Errno::result(unsafe { libc::kill(-1, libc::c_int::from(signal)) }).map(drop)
+}
+
 /// Signals a process group, with real-time signals too.
 pub(crate) fn signal_group(group: Pid, signal: libc::c_int) -> Result<(), Errno> {
     // SAFETY: killpg has no memory arguments.

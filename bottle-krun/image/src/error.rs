@@ -45,6 +45,15 @@ pub enum ImageError {
         /// What the bytes are.
         found: String,
     },
+    /// A bottle runs from the image that was to be removed.
+    #[error(
+        "cannot remove image `{}`: a bottle runs from it; stop it first",
+        Escaped(name)
+    )]
+    InUse {
+        /// The image.
+        name: String,
+    },
     /// A file of the layout, the store or the overlay could not be used.
     #[error("cannot {op} `{}`", path.display())]
     Io {
@@ -106,6 +115,15 @@ pub enum ImageError {
         dir: PathBuf,
         /// What it lacks.
         missing: String,
+    },
+    /// The store has no image of that name.
+    #[error(
+        "there is no image `{}` here; `bottle image ls` lists those there are",
+        Escaped(name)
+    )]
+    NotStored {
+        /// The name, in full.
+        name: String,
     },
     /// The image exists, but for other processors or systems only.
     #[error(
@@ -180,11 +198,13 @@ impl ImageError {
             | Self::UnreadableLayer { .. }
             | Self::UnsupportedMediaType { .. } => true,
             Self::Ambiguous { .. }
+            | Self::InUse { .. }
             | Self::Io { .. }
             | Self::MkfsFailed { .. }
             | Self::MkfsMissing
             | Self::NoPlatform { .. }
             | Self::NotALayout { .. }
+            | Self::NotStored { .. }
             | Self::UnknownReference { .. } => false,
         }
     }

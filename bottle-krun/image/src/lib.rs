@@ -6,6 +6,7 @@
 //!     tar  bytes -> entries                            hostile: total parser with limits
 //!    tree  entries -> one merged tree                  whiteouts, as overlayfs would show it
 //!   erofs  bodies while they stream by, then the tree  one EROFS file
+//! catalog  names -> images, what they take up        removal of what nobody needs
 //!   store  temporary file, fsync, rename               one conversion per key at a time
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! is limited), never with their contents. The same layers give the same bytes.
 #![forbid(unsafe_code)]
 
+mod catalog;
 mod convert;
 mod digest;
 mod erofs;
@@ -31,6 +33,7 @@ use crate::source::layout::Layout;
 use crate::tree::Limits;
 
 // The front door: these names are the contract, the modules are not.
+pub use crate::catalog::{Catalog, Hold};
 pub use crate::error::{EntryProblem, ImageError};
 pub use crate::overlay::make_overlay;
 

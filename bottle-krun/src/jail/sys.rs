@@ -8,6 +8,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
@@ -29,6 +30,14 @@ pub(crate) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
 
 /// Sends SIGKILL to the process of a pidfd; one that has ended is no error.
 pub(crate) fn pidfd_kill(pidfd: impl AsFd) -> Result<(), Errno> {
+    match pidfd_signal(pidfd, Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sends a signal to the process of a pidfd.
+pub(crate) fn pidfd_signal(pidfd: impl AsFd, signal: Signal) -> Result<(), Errno> {
     let none: *const libc::siginfo_t = ptr::null();
     // SAFETY: pidfd_send_signal takes a descriptor that is open during the call, a number, and
     // NULL for the default siginfo.
@@ -36,15 +45,12 @@ pub(crate) fn pidfd_kill(pidfd: impl AsFd) -> Result<(), Errno> {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
             pidfd.as_fd().as_raw_fd(),
-            libc::SIGKILL,
+            signal as libc::c_int,
             none,
             0,
         )
     };
-    match Errno::result(result) {
-        Ok(_) | Err(Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(errno),
-    }
+    Errno::result(result).map(drop)
 }
 
 /// Puts a descriptor into the event loop of the running tokio reactor.

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bottle_core::backend::{Ended, ExitStatus};
-use bottle_wire::client::{self, Exec, ExecReport, MainStatus, Open, SignalRequest, StopReport};
+use bottle_wire::client::{
+    self, Condition, Exec, ExecReport, MainStatus, Open, SignalRequest, StopReport,
+};
 use bottle_wire::guest::{self, FromHost, SpawnFailure};
 use bottle_wire::message;
 use bottle_wire::mux::{Incoming, MuxStream, Opener};
@@ -31,6 +33,8 @@ pub(super) struct Shared {
     pub(super) main: watch::Sender<Option<ExitStatus>>,
     /// Requests to stop, with their grace.
     pub(super) stop: mpsc::Sender<Duration>,
+    /// What it does just now.
+    pub(super) condition: watch::Receiver<Condition>,
     /// How the bottle ended.
     pub(super) ended: watch::Receiver<Option<Ended>>,
 }
@@ -45,6 +49,9 @@ pub(super) async fn serve(shared: Arc<Shared>, mut incoming: Incoming<Open>, pen
         match open {
             Open::Wait => {
                 tokio::spawn(tell_end(shared.ended.clone(), stream, pending.clone()));
+            }
+            Open::Watch => {
+                tokio::spawn(tell_conditions(shared.condition.clone(), stream));
             }
             Open::Stop { grace_ms } => {
                 // A full queue means that a stop is under way.
@@ -85,6 +92,15 @@ async fn tell_end(
     if message::write(&mut stream, &to_wire(last)).await.is_ok() {
         // Its end of file says that it has read the message.
         let _ = stream.read_u8().await;
+    }
+}
+
+async fn tell_conditions(mut condition: watch::Receiver<Condition>, mut stream: MuxStream) {
+    loop {
+        let now = condition.borrow_and_update().clone();
+        if message::write(&mut stream, &now).await.is_err() || condition.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -32,6 +32,7 @@ use tokio::time::timeout;
 
 use super::console::Console;
 use super::guest_link::{ControlSocket, GuestLink};
+use super::room::Room;
 use super::running::Running;
 use crate::bottle::describe;
 use crate::error::chain_of;
@@ -230,6 +231,7 @@ async fn start(
         user,
         cwd,
         default_argv,
+        stop_signal,
     } = launch;
 
     stages.begin(Stage::Jail).await;
@@ -258,6 +260,7 @@ async fn start(
     let control =
         ControlSocket::bind(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
     let listener = listen(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
+    let room = Room::of(&dirs.state).map_err(|error| stages.failed(Blame::Environment, error))?;
     let config = VmConfig {
         id: id.clone(),
         helper,
@@ -326,6 +329,7 @@ async fn start(
         env,
         user,
         cwd,
+        stop_signal,
         entropy,
     };
     let provisioned = link.provision(ToInit::Provision(Box::new(provision)));
@@ -344,6 +348,7 @@ async fn start(
             egress,
             console,
             record,
+            room,
             default_argv,
         },
         listener,

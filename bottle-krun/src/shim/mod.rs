@@ -17,6 +17,7 @@ mod clients;
 mod console;
 mod guest_link;
 mod launch;
+pub(crate) mod room;
 mod running;
 
 use std::env;

@@ -12,7 +12,7 @@ use bottle_core::event::{EventSink, Happening};
 use bottle_core::policy::Reason;
 use bottle_core::text::Escaped;
 use bottle_egress::Egress;
-use bottle_wire::client::Open;
+use bottle_wire::client::{Condition, Open};
 use bottle_wire::guest::{FromGuest, ToHost};
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxError, MuxStream, Side};
@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use super::clients::{self, Pending, Shared};
 use super::console::Console;
 use super::guest_link::{ControlSocket, GuestLink, shut_down};
+use super::room::Room;
 use crate::error::last_lines;
 use crate::random;
 use crate::record::Record;
@@ -47,6 +48,7 @@ pub(super) struct Running {
     pub(super) egress: Egress,
     pub(super) console: Console,
     pub(super) record: Arc<Record>,
+    pub(super) room: Room,
     pub(super) default_argv: Vec<String>,
 }
 
@@ -69,6 +71,7 @@ impl Running {
             egress,
             console,
             record,
+            room,
             default_argv,
         } = self;
         let GuestLink {
@@ -79,6 +82,7 @@ impl Running {
             kernel: _,
         } = link;
         let (ended_send, ended) = watch::channel(None);
+        let (condition_send, condition) = watch::channel(Condition::Running);
         let (stop, mut stops) = mpsc::channel(1);
         let (main, main_status) = watch::channel(None);
         let numbers = AtomicU32::new(0);
@@ -88,6 +92,7 @@ impl Running {
             numbers,
             main,
             stop,
+            condition: condition.clone(),
             ended,
         });
         let (pending, mut all_told) = mpsc::channel(1);
@@ -95,6 +100,9 @@ impl Running {
         let owner = tokio::spawn(clients::serve(Arc::clone(&shared), owner, pending.clone()));
         let others = tokio::spawn(serve_others(listener, shared, pending));
         let tripwire = tokio::spawn(tripwire.watch(Arc::clone(&record)));
+        let room = vm
+            .brake()
+            .map(|brake| tokio::spawn(room.watch(brake, condition_send, Arc::clone(&record))));
 
         let said = async { message::read::<_, ToHost>(&mut control).await };
         let why = tokio::select! {
@@ -106,7 +114,13 @@ impl Running {
             () = record.broken() => Why::RecordBroken,
         };
         let main_ended = *main_status.borrow();
+        if let Some(room) = room {
+            room.abort();
+        }
+        // A frozen guest can say nothing.
+        let frozen = matches!(*condition.borrow(), Condition::Frozen(_));
         let ended = if let Why::Stop(grace) = why
+            && !frozen
             && shut_down(&mut control, grace, GOODBYE_MARGIN).await
         {
             Ended::Goodbye(*main_status.borrow())

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bottle_core::id::BottleId;
 use bottle_core::units::{MiB, Vcpus};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
@@ -151,6 +152,26 @@ pub(crate) struct Vm {
     end: Option<VmEnd>,
     diagnostics: Arc<Mutex<Vec<u8>>>,
     drain: JoinHandle<()>,
+}
+
+/// Stops and continues a machine.
+#[derive(Debug)]
+pub(crate) struct Brake(OwnedFd);
+
+impl Brake {
+    /// Stops the machine, or lets it go on where it was.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, such as that the machine has ended.
+    pub(crate) fn set(&self, stopped: bool) -> io::Result<()> {
+        let signal = if stopped {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        Ok(sys::pidfd_signal(&self.0, signal)?)
+    }
 }
 
 /// How a machine ended. What became of the *guest* is what init said last, not this.
@@ -290,6 +311,12 @@ impl Vm {
         }
         self.kill_vmm();
         self.wait().await
+    }
+
+    /// Returns what stops and continues the machine; none if it does not run.
+    pub(crate) fn brake(&self) -> Option<Brake> {
+        let vmm = self.vmm.as_ref()?.get_ref().try_clone().ok()?;
+        Some(Brake(vmm))
     }
 
     /// Returns the process ids of warden and vmm, as far as they exist.

@@ -5,6 +5,7 @@
 //!
 //! client ── open Launch ──►    ◄ LaunchReport…        once, on the socket the shim was born with
 //!        ── open Wait ──►      ◄ Ended                when the bottle has ended
+//!        ── open Watch ──►     ◄ Condition…
 //!        ── open Stop ──►      ◄ StopReport
 //!        ── open Stdio × 2..3, open Exec ──►   ◄ ExecReport…, SignalRequest… ►
 //! ```
@@ -25,6 +26,8 @@ pub enum Open {
     Launch(Box<Launch>),
     /// Say when the bottle has ended.
     Wait,
+    /// Say in which condition the bottle is, and whenever that changes.
+    Watch,
     /// End the bottle.
     Stop {
         /// Milliseconds between SIGTERM and SIGKILL.
@@ -39,6 +42,16 @@ pub enum Open {
     },
     /// Start a process.
     Exec(Exec),
+}
+
+/// What a bottle that has not ended does just now.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Condition {
+    /// It runs.
+    Running,
+    /// It is frozen; why, and what to do.
+    Frozen(String),
 }
 
 /// Everything the shim needs to start a bottle; all paths are absolute paths of the host.
@@ -80,6 +93,8 @@ pub struct Launch {
     pub cwd: String,
     /// What a process with an empty `argv` runs.
     pub default_argv: Vec<String>,
+    /// The Linux signal that asks the bottle's processes to end.
+    pub stop_signal: u8,
 }
 
 /// Shows the id alone: the rest holds environment and secret values.

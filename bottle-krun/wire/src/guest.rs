@@ -100,7 +100,8 @@ pub enum FromGuest {
 pub enum ToInit {
     /// Make the bottle habitable; first message, sent once.
     Provision(Box<Provision>),
-    /// End everything: SIGTERM, then SIGKILL after `grace_ms`, unmount, say goodbye.
+    /// End everything: [`Provision::stop_signal`], then SIGKILL after `grace_ms`, unmount, say
+    /// goodbye.
     Shutdown {
         /// Milliseconds between the two signals.
         grace_ms: u64,
@@ -138,6 +139,8 @@ pub struct Provision {
     pub user: String,
     /// The default working directory, made if there is none; empty means `/`.
     pub cwd: String,
+    /// The Linux signal that asks processes to end, before SIGKILL.
+    pub stop_signal: u8,
     /// 32 bytes to credit the guest's random pool with.
     pub entropy: [u8; 32],
 }

@@ -182,7 +182,6 @@ async fn start(host: &TestHost, image: &Path) -> Result<Output> {
         "--backend",
         "krun",
         "start",
-        "--image",
         &image,
         "--name",
         "bad",

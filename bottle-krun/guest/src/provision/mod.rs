@@ -38,6 +38,8 @@ pub(crate) fn apply(provision: &Provision) -> Result<Defaults, InitError> {
         env,
         user,
         cwd,
+        // Of the end, not of the beginning.
+        stop_signal: _,
         entropy,
     } = provision;
     let now = TimeSpec::from_duration(Duration::from_nanos(*unix_ns));
