@@ -329,6 +329,27 @@ async fn the_proxy_takes_nothing_but_proxy_requests() {
 }
 
 #[tokio::test]
+async fn a_connect_and_its_host_header_name_one_host() {
+    let (gateway, _origin) = gateway().await;
+    let wrong = [
+        "other.test:443",
+        "other.test",
+        "allowed.test:444",
+        "not a host",
+    ];
+    for host in wrong {
+        let opened = gateway.tunnel_with_host(AUTHORITY, host).await;
+        assert!(opened.is_err(), "{host}");
+    }
+    let refusals = gateway.events.refusals();
+    let mismatches = refusals.iter().filter(|r| r.0 == Reason::AuthorityMismatch);
+    assert_eq!(mismatches.count(), wrong.len());
+    for host in [AUTHORITY, NAME] {
+        gateway.tunnel_with_host(AUTHORITY, host).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_name_under_a_wildcard_says_little_and_not_often() {
     let (gateway, _origin) = gateway().await;
     let long = format!("{}.wild.test", "x".repeat(41));

@@ -424,8 +424,17 @@ impl Gateway {
 
     /// Opens a tunnel through the explicit proxy; the head of a refusal is the error.
     pub(crate) async fn tunnel(&self, authority: &str) -> Result<DuplexStream, String> {
+        self.tunnel_with_host(authority, authority).await
+    }
+
+    /// The same, with a `Host` of the test's choice.
+    pub(crate) async fn tunnel_with_host(
+        &self,
+        authority: &str,
+        host: &str,
+    ) -> Result<DuplexStream, String> {
         let mut stream = self.proxy();
-        let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
