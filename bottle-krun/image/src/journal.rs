@@ -192,7 +192,7 @@ pub(crate) struct Reader<R> {
 impl Reader<BufReader<File>> {
     pub(crate) fn open(mut file: File) -> io::Result<Self> {
         file.rewind()?;
-        Reader::new(BufReader::with_capacity(BUFFER, file))
+        Self::new(BufReader::with_capacity(BUFFER, file))
     }
 }
 

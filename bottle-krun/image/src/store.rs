@@ -58,9 +58,11 @@ impl Shelf {
         Partial::lock(self.path(key, extension))
     }
 
-    /// Gives a finished file its name, for good.
-    pub(crate) fn publish(&self, partial: Partial) -> Result<(), ImageError> {
-        partial.publish()?;
+    /// Gives finished files their names, one after the other, for good.
+    pub(crate) fn publish<const N: usize>(&self, partials: [Partial; N]) -> Result<(), ImageError> {
+        for partial in partials {
+            partial.publish()?;
+        }
         let directory = File::open(&self.dir).map_err(io_at("open", &self.dir))?;
         directory.sync_all().map_err(io_at("write", &self.dir))
     }
@@ -211,7 +213,7 @@ mod tests {
                     if !shelf.path("key", "erofs").exists() {
                         writes.fetch_add(1, Ordering::SeqCst);
                         partial.file().write_all(b"whole").unwrap();
-                        shelf.publish(partial).unwrap();
+                        shelf.publish([partial]).unwrap();
                     }
                 });
             }
@@ -253,7 +255,7 @@ mod tests {
             names(store.path()),
             ["busy.partial", &name("entries.partial"), "other.txt"]
         );
-        shelf.publish(ours).unwrap();
+        shelf.publish([ours]).unwrap();
         assert_eq!(
             names(store.path()),
             ["busy.partial", &name("entries"), "other.txt"]

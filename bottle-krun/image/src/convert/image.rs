@@ -89,8 +89,7 @@ pub(crate) fn make(
     file.write_all(text.as_bytes())
         .map_err(io_at("write", descriptor.path()))?;
     // In this order a descriptor implies what it describes.
-    shelves.images.publish(metadata)?;
-    shelves.images.publish(descriptor)?;
+    shelves.images.publish([metadata, descriptor])?;
     Ok(Disk {
         descriptor: shelves.images.path(&key.hex(), DESCRIPTOR),
         parts: parts.into_iter().map(|(path, _)| path).collect(),

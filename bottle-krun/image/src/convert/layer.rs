@@ -78,8 +78,7 @@ pub(crate) fn make(
     let journal = shelf.lock(&key, JOURNAL)?;
     let summary = write(source, blob, &image, &journal, limits, progress)?;
     // In this order an image implies a journal.
-    shelf.publish(journal)?;
-    shelf.publish(image)?;
+    shelf.publish([journal, image])?;
     Ok(summary)
 }
 

@@ -485,6 +485,6 @@ fn kinds_that_follow_each_other_at_one_path_leave_the_last() {
         );
         let own = read_bytes(&fs::read(&disk.parts[1]).unwrap());
         assert_same(&own, &read(&disk), "a layer that is all of an image");
-        assert!(joined(&disk).len() % 4096 == 0);
+        assert!(joined(&disk).len().is_multiple_of(4096));
     }
 }
