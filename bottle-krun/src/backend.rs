@@ -84,7 +84,7 @@ impl KrunBackend {
         let source = source.clone();
         let work = move || {
             let (dir, reference) = layout(&source);
-            bottle_image::to_disk(dir, reference, &store)
+            bottle_image::to_disk(dir, reference, &store, &())
         };
         spawn_blocking(work)
             .await

@@ -9,7 +9,7 @@ use bottle_core::policy::Rule;
 use bottle_core::spec::{ImageSource, Resolve, Spec};
 use bottle_core::text::Escaped;
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
-use bottle_wire::client::{Launch, LaunchResolve};
+use bottle_wire::client::{Launch, LaunchImage, LaunchResolve};
 use thiserror::Error;
 
 use crate::random;
@@ -214,7 +214,10 @@ pub(crate) fn launch_of(
         hostname: name.to_string(),
         helper: helper.to_owned(),
         kernel: kernel.to_owned(),
-        image: disk.path.clone(),
+        image: LaunchImage {
+            descriptor: disk.descriptor.clone(),
+            parts: disk.parts.clone(),
+        },
         overlay: dirs.overlay(),
         state_dir: dirs.state.clone(),
         runtime_dir: dirs.runtime.clone(),

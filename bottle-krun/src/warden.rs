@@ -60,7 +60,8 @@ fn serve(shim: &Channel) -> Result<(), Failure> {
     namespaces::enter(order.identity, &order.id)?;
     tell(shim, Step::Root)?;
     PrivateRoot::build(&Sources {
-        image: &order.image,
+        descriptor: order.image.descriptor(),
+        parts: &order.image.parts().collect::<Vec<_>>(),
         overlay: &order.overlay,
         sockets: &order.sockets,
         console: &order.console,

@@ -29,6 +29,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest itself.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 digits without the algorithm: the name of the blob, and safe as a file name.
     pub(crate) fn hex(&self) -> String {
         use fmt::Write;
@@ -87,10 +92,6 @@ impl<R> Hashed<R> {
     /// The digest of the bytes read so far.
     pub(crate) fn digest(&self) -> Digest {
         Digest(self.hash.clone().finalize().into())
-    }
-
-    pub(crate) fn get_mut(&mut self) -> &mut R {
-        &mut self.inner
     }
 }
 

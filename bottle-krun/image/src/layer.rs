@@ -1,12 +1,14 @@
-//! One layer's blob as a stream of tar bytes, its digests checked at the end.
+//! One layer's blob as a stream of tar bytes, its digest checked at the end.
 
 use std::io::{self, BufReader, Read};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use zstd::stream::read::Decoder as ZstdDecoder;
 
 use crate::digest::{Digest, Hashed};
 use crate::error::ImageError;
+use crate::follow::Follow;
 use crate::source::Blobs;
 
 /// What the image's documents say about a layer.
@@ -28,23 +30,60 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// Decompresses a layer; both digests are computed on the way.
-///
-/// Bytes that were read are not trustworthy before [`finish`](Self::finish) said so.
-pub(crate) struct LayerReader {
-    blob: LayerBlob,
-    plain: Hashed<Decoder>,
+/// How many decompressed bytes an image may still have.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    left: AtomicU64,
     limit: u64,
 }
 
-impl LayerReader {
-    /// Opens a layer of which at most `limit` bytes are wanted, decompressed.
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self {
+            left: AtomicU64::new(limit),
+            limit,
+        }
+    }
+
+    pub(crate) fn spend(&self, bytes: u64) -> Result<(), OverLimit> {
+        let order = Ordering::Relaxed;
+        self.left
+            .fetch_update(order, order, |left| left.checked_sub(bytes))
+            .map(drop)
+            .map_err(|_| OverLimit(self.limit))
+    }
+}
+
+/// What the reader of a layer has in common with those of the image's other layers.
+#[derive(Clone, Copy)]
+pub(crate) struct Progress<'p> {
+    /// The layer's index.
+    pub(crate) layer: usize,
+    pub(crate) budget: &'p Budget,
+    /// Set when another layer has failed.
+    pub(crate) stop: &'p AtomicBool,
+    pub(crate) follow: &'p dyn Follow,
+}
+
+/// Decompresses a layer's blob; its digest is computed on the way.
+///
+/// Bytes that were read are not trustworthy before [`finish`](Self::finish) said so.
+pub(crate) struct LayerReader<'p> {
+    blob: LayerBlob,
+    decoder: Decoder<'p>,
+    progress: Progress<'p>,
+}
+
+impl<'p> LayerReader<'p> {
     pub(crate) fn open(
         source: &dyn Blobs,
         blob: &LayerBlob,
-        limit: u64,
+        progress: Progress<'p>,
     ) -> Result<Self, ImageError> {
-        let raw = Hashed::new(source.open_layer(blob)?);
+        let raw = Hashed::new(Followed {
+            inner: source.open_layer(blob)?,
+            progress,
+        });
         let raw = BufReader::with_capacity(BUFFER, raw);
         let decoder = match blob.compression {
             Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(raw))),
@@ -60,28 +99,22 @@ impl LayerReader {
         };
         Ok(Self {
             blob: blob.clone(),
-            plain: Hashed::new(decoder),
-            limit,
+            decoder,
+            progress,
         })
     }
 
-    /// Reads what the archive's reader left over, and checks sizes and digests.
-    ///
-    /// Returns how many bytes there were, decompressed.
-    pub(crate) fn finish(mut self) -> Result<u64, ImageError> {
-        if let Err(source) = io::copy(&mut self, &mut io::sink()) {
-            return Err(self.explain(|layer| ImageError::UnreadableLayer { layer, source }));
-        }
+    /// Checks size and digest of the blob, and the digest of what it held, all of which was read.
+    pub(crate) fn finish(mut self, found: &Digest) -> Result<(), ImageError> {
         self.check_blob()?;
-        let found = self.plain.digest();
-        if found != self.blob.diff_id {
+        if *found != self.blob.diff_id {
             return Err(ImageError::DigestMismatch {
                 what: "a layer's content (diff id)",
                 expected: self.blob.diff_id.to_string(),
                 found: found.to_string(),
             });
         }
-        Ok(self.plain.count())
+        Ok(())
     }
 
     /// The reason for a failure: a blob with a wrong digest explains whatever came of it.
@@ -94,7 +127,7 @@ impl LayerReader {
 
     /// Hashes the rest of the blob and compares.
     fn check_blob(&mut self) -> Result<(), ImageError> {
-        let raw = self.plain.get_mut().raw();
+        let raw = self.decoder.raw();
         io::copy(raw, &mut io::sink()).map_err(|source| ImageError::UnreadableLayer {
             layer: self.blob.digest.to_string(),
             source,
@@ -119,31 +152,69 @@ impl LayerReader {
     }
 }
 
-impl Read for LayerReader {
+impl Read for LayerReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.plain.read(buf)?;
-        if self.plain.count() > self.limit {
-            return Err(io::Error::other(OverLimit));
-        }
+        let read = self.decoder.read(buf)?;
+        self.progress
+            .budget
+            .spend(read as u64)
+            .map_err(io::Error::other)?;
         Ok(read)
     }
 }
 
-/// The layer is larger, decompressed, than what was asked for.
+/// The image has more bytes, decompressed, than this.
 #[derive(Debug, thiserror::Error)]
-#[error("the layer exceeds the limit of decompressed bytes")]
-pub(crate) struct OverLimit;
+#[error("the layers exceed the limit of {0} decompressed bytes")]
+pub(crate) struct OverLimit(pub(crate) u64);
 
-type Raw = BufReader<Hashed<Box<dyn Read + Send>>>;
-
-enum Decoder {
-    Gzip(Box<MultiGzDecoder<Raw>>),
-    None(Raw),
-    Zstd(ZstdDecoder<'static, Raw>),
+impl OverLimit {
+    /// Of what there is too much.
+    pub(crate) const WHAT: &str = "bytes of all layers, decompressed";
 }
 
-impl Decoder {
-    fn raw(&mut self) -> &mut Raw {
+impl From<OverLimit> for ImageError {
+    fn from(OverLimit(limit): OverLimit) -> Self {
+        Self::Limit {
+            what: OverLimit::WHAT,
+            limit,
+        }
+    }
+}
+
+/// A blob whose bytes are told while they are read, until another layer has failed.
+struct Followed<'p> {
+    inner: Box<dyn Read + Send>,
+    progress: Progress<'p>,
+}
+
+impl Read for Followed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Progress {
+            layer,
+            stop,
+            follow,
+            ..
+        } = self.progress;
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("another layer has failed"));
+        }
+        let read = self.inner.read(buf)?;
+        follow.read(layer, read as u64);
+        Ok(read)
+    }
+}
+
+type Raw<'p> = BufReader<Hashed<Followed<'p>>>;
+
+enum Decoder<'p> {
+    Gzip(Box<MultiGzDecoder<Raw<'p>>>),
+    None(Raw<'p>),
+    Zstd(ZstdDecoder<'static, Raw<'p>>),
+}
+
+impl<'p> Decoder<'p> {
+    fn raw(&mut self) -> &mut Raw<'p> {
         match self {
             Self::Gzip(decoder) => decoder.get_mut(),
             Self::None(raw) => raw,
@@ -152,7 +223,7 @@ impl Decoder {
     }
 }
 
-impl Read for Decoder {
+impl Read for Decoder<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Gzip(decoder) => decoder.read(buf),

@@ -1,12 +1,19 @@
-//! The store of disks: one file per key, published whole or not at all.
+//! The store: files that are published whole or not at all, on two shelves.
 //!
 //! ```text
-//! KEY.partial   being written, under an exclusive lock; without one, left over by a crash
-//! KEY.erofs     whole, never written again
+//! layers/DIFF_ID-wV.entries   what the layer's archive said, in its order (see `journal`)
+//! layers/DIFF_ID-wV.erofs     the layer's own image: bodies, and its tree; published after it
+//! images/KEY-wV.meta          the merged tree of an image
+//! images/KEY-wV.vmdk          the descriptor that joins it and its layers; published after it
+//! …/NAME.partial              being written, under an exclusive lock; without one, left over
 //! ```
 //!
-//! The temporary file is its own lock: who waited for it looks again whether the disk is there
-//! by now, and whether the file it locked still has its name. No other lock file stays behind.
+//! `V` is the writer's version, `KEY` the hash of the layers' diff ids: what the names stand for
+//! never changes, so a file that is there and whole is never written again.
+//!
+//! A temporary file is its own lock: who waited for it looks again whether the file that it is
+//! for is there by now, and whether the file it locked still has its name. No other lock file
+//! stays behind.
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
@@ -15,62 +22,84 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, warn};
 
-use crate::erofs;
+use crate::WRITER_VERSION;
 use crate::error::{ImageError, io_at};
-use crate::source::layout::open_regular;
 
-/// The file to write, and its name for error messages.
+/// A directory of the store.
 #[derive(Debug)]
-pub(crate) struct Target<'f> {
-    pub(crate) file: &'f File,
-    pub(crate) path: &'f Path,
+pub(crate) struct Shelf {
+    dir: PathBuf,
 }
 
-/// Finds the disk of `key`, or has `write` make it; false for found, true for made.
-pub(crate) fn publish(
-    store: &Path,
-    key: &str,
-    write: impl FnOnce(&Target<'_>) -> Result<(), ImageError>,
-) -> Result<(PathBuf, bool), ImageError> {
-    let path = store.join(format!("{key}.{PUBLISHED}"));
-    fs::create_dir_all(store).map_err(io_at("make the directory", store))?;
-    if is_there(&path)? {
-        return Ok((path, false));
+impl Shelf {
+    /// Where layers are.
+    pub(crate) fn layers(store: &Path) -> Result<Self, ImageError> {
+        Self::open(store.join("layers"))
     }
-    let partial = Partial::lock(store.join(format!("{key}.{PARTIAL}")))?;
-    if is_there(&path)? {
-        return Ok((path, false));
+
+    /// Where whole images are.
+    pub(crate) fn images(store: &Path) -> Result<Self, ImageError> {
+        Self::open(store.join("images"))
     }
-    remove_leftovers(store, &partial.path);
-    write(&Target {
-        file: &partial.file,
-        path: &partial.path,
-    })?;
-    partial.publish(store, &path)?;
-    Ok((path, true))
+
+    fn open(dir: PathBuf) -> Result<Self, ImageError> {
+        fs::create_dir_all(&dir).map_err(io_at("make the directory", &dir))?;
+        Ok(Self { dir })
+    }
+
+    /// Where the file `extension` of `key` is once it is published.
+    pub(crate) fn path(&self, key: &str, extension: &str) -> PathBuf {
+        self.dir
+            .join(format!("{key}-w{WRITER_VERSION}.{extension}"))
+    }
+
+    /// Waits for the right to make the file `extension` of `key`.
+    pub(crate) fn lock(&self, key: &str, extension: &str) -> Result<Partial, ImageError> {
+        Partial::lock(self.path(key, extension))
+    }
+
+    /// Gives finished files their names, one after the other, for good.
+    pub(crate) fn publish<const N: usize>(&self, partials: [Partial; N]) -> Result<(), ImageError> {
+        for partial in partials {
+            partial.publish()?;
+        }
+        let directory = File::open(&self.dir).map_err(io_at("open", &self.dir))?;
+        directory.sync_all().map_err(io_at("write", &self.dir))
+    }
+
+    /// Removes temporary files that nobody has locked. Failures only cost space.
+    pub(crate) fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|found| found != PARTIAL) {
+                continue;
+            }
+            if let Err(error) = remove_if_unlocked(&path) {
+                debug!(path = %path.display(), %error, "temporary file stays");
+            }
+        }
+    }
 }
 
-/// A disk that is damaged (a file system that lost its end, say) is as good as none.
-fn is_there(path: &Path) -> Result<bool, ImageError> {
-    let Some(file) = open_regular(path)? else {
-        return Ok(false);
-    };
-    let whole = erofs::looks_whole(&file).map_err(io_at("read", path))?;
-    if !whole {
-        warn!(path = %path.display(), "damaged disk in the store, made again");
-    }
-    Ok(whole)
-}
-
-/// The locked temporary file; removed unless it is published.
-struct Partial {
+/// A locked temporary file; removed unless it is published.
+#[derive(Debug)]
+pub(crate) struct Partial {
     file: File,
     path: PathBuf,
+    /// The name that it is for.
+    target: PathBuf,
     published: bool,
 }
 
 impl Partial {
-    fn lock(path: PathBuf) -> Result<Self, ImageError> {
+    fn lock(target: PathBuf) -> Result<Self, ImageError> {
+        let mut path = target.clone().into_os_string();
+        path.push(".");
+        path.push(PARTIAL);
+        let path = PathBuf::from(path);
         loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -87,21 +116,31 @@ impl Partial {
                 return Ok(Self {
                     file,
                     path,
+                    target,
                     published: false,
                 });
             }
         }
     }
 
-    fn publish(mut self, store: &Path, path: &Path) -> Result<(), ImageError> {
+    /// The file to write, empty at first.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its name for error messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn publish(mut self) -> Result<(), ImageError> {
         self.file
             .set_permissions(Permissions::from_mode(0o644))
             .map_err(io_at("write", &self.path))?;
         self.file.sync_all().map_err(io_at("write", &self.path))?;
-        fs::rename(&self.path, path).map_err(io_at("make", path))?;
+        fs::rename(&self.path, &self.target).map_err(io_at("make", &self.target))?;
         self.published = true;
-        let directory = File::open(store).map_err(io_at("open", store))?;
-        directory.sync_all().map_err(io_at("write", store))
+        Ok(())
     }
 }
 
@@ -126,26 +165,6 @@ fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Removes temporary files that nobody has locked. Failures only cost space.
-fn remove_leftovers(store: &Path, ours: &Path) {
-    let Ok(entries) = fs::read_dir(store) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path == ours
-            || path
-                .extension()
-                .is_none_or(|extension| extension != PARTIAL)
-        {
-            continue;
-        }
-        if let Err(error) = remove_if_unlocked(&path) {
-            debug!(path = %path.display(), %error, "temporary file stays");
-        }
-    }
-}
-
 fn remove_if_unlocked(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_file() {
         return Ok(());
@@ -159,34 +178,27 @@ fn remove_if_unlocked(path: &Path) -> io::Result<()> {
     }
 }
 
-const PUBLISHED: &str = "erofs";
 const PARTIAL: &str = "partial";
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
     use super::*;
-    use crate::tree::{Limits, Tree};
-
-    /// The smallest thing that looks whole: one block.
-    fn write_disk(target: &Target<'_>) -> Result<(), ImageError> {
-        let spool = tempfile::tempfile().unwrap();
-        let bodies = erofs::body::Bodies::new(target.file.try_clone().unwrap(), spool);
-        let (first, tails) = bodies.finish().unwrap();
-        let tree = Tree::new(&Limits::DEFAULT);
-        erofs::write(&tree, first, &tails, target.file).unwrap();
-        Ok(())
-    }
 
     fn names(store: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(store)
+        let mut names: Vec<_> = fs::read_dir(store.join("layers"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
         names
+    }
+
+    fn name(extension: &str) -> String {
+        format!("key-w{WRITER_VERSION}.{extension}")
     }
 
     #[test]
@@ -196,62 +208,57 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    publish(store.path(), "key", |target| {
+                    let shelf = Shelf::layers(store.path()).unwrap();
+                    let partial = shelf.lock("key", "erofs").unwrap();
+                    if !shelf.path("key", "erofs").exists() {
                         writes.fetch_add(1, Ordering::SeqCst);
-                        write_disk(target)
-                    })
-                    .unwrap();
+                        partial.file().write_all(b"whole").unwrap();
+                        shelf.publish([partial]).unwrap();
+                    }
                 });
             }
         });
         assert_eq!(writes.load(Ordering::SeqCst), 1);
-        assert_eq!(names(store.path()), ["key.erofs"]);
-        let mode = fs::metadata(store.path().join("key.erofs")).unwrap().mode();
-        assert_eq!(mode & 0o7777, 0o644);
+        assert_eq!(names(store.path()), [name("erofs")]);
+        let path = Shelf::layers(store.path()).unwrap().path("key", "erofs");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+        assert_eq!(fs::read(path).unwrap(), b"whole");
     }
 
     #[test]
-    fn a_failure_leaves_nothing_and_the_next_caller_tries_again() {
+    fn what_is_not_published_goes_and_the_next_writer_starts_empty() {
         let store = tempfile::tempdir().unwrap();
-        let failed = publish(store.path(), "key", |_| Err(ImageError::MkfsMissing));
-        assert!(matches!(failed, Err(ImageError::MkfsMissing)));
+        let shelf = Shelf::layers(store.path()).unwrap();
+        let partial = shelf.lock("key", "erofs").unwrap();
+        partial.file().write_all(b"half").unwrap();
+        drop(partial);
         assert_eq!(names(store.path()), [""; 0]);
-        let (_, made) = publish(store.path(), "key", write_disk).unwrap();
-        assert!(made);
-        let (_, made) = publish(store.path(), "key", write_disk).unwrap();
-        assert!(!made);
+        // A crash in the middle of the same file.
+        fs::write(store.path().join("layers").join(name("erofs.partial")), "x").unwrap();
+        let partial = shelf.lock("key", "erofs").unwrap();
+        assert_eq!(partial.file().metadata().unwrap().len(), 0);
     }
 
     #[test]
     fn leftovers_of_a_crash_go_and_locked_files_stay() {
         let store = tempfile::tempdir().unwrap();
+        let shelf = Shelf::layers(store.path()).unwrap();
+        let dir = store.path().join("layers");
         for name in ["crashed.partial", "busy.partial", "other.txt"] {
-            fs::write(store.path().join(name), "x").unwrap();
+            fs::write(dir.join(name), "x").unwrap();
         }
-        let busy = File::open(store.path().join("busy.partial")).unwrap();
+        let busy = File::open(dir.join("busy.partial")).unwrap();
         busy.lock().unwrap();
-        // A crash in the middle of the same key.
-        fs::write(store.path().join("key.partial"), vec![1; 100_000]).unwrap();
-        publish(store.path(), "key", write_disk).unwrap();
+        let ours = shelf.lock("key", "entries").unwrap();
+        shelf.sweep();
         assert_eq!(
             names(store.path()),
-            ["busy.partial", "key.erofs", "other.txt"]
+            ["busy.partial", &name("entries.partial"), "other.txt"]
         );
-    }
-
-    #[test]
-    fn a_damaged_disk_is_made_again() {
-        let store = tempfile::tempdir().unwrap();
-        let (path, _) = publish(store.path(), "key", write_disk).unwrap();
-        for damage in [0, 2000, 4096] {
-            OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .unwrap()
-                .set_len(damage)
-                .unwrap();
-            let (_, made) = publish(store.path(), "key", write_disk).unwrap();
-            assert!(made, "{damage}");
-        }
+        shelf.publish([ours]).unwrap();
+        assert_eq!(
+            names(store.path()),
+            ["busy.partial", &name("entries"), "other.txt"]
+        );
     }
 }

@@ -27,9 +27,9 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// About ten times what large images have.
+    /// Several times what large images have.
     pub(crate) const DEFAULT: Self = Self {
-        entries: 4 << 20,
+        entries: 2_000_000,
         metadata: 512 << 20,
         bytes: 256 << 30,
     };
@@ -113,8 +113,6 @@ pub(crate) struct Tree {
     layer: u32,
     /// Whiteouts (with a name) and opaque marks of the current layer.
     hidden: BTreeSet<(Ino, Option<Box<[u8]>>)>,
-    /// Bodies that lost their last name.
-    released: Vec<Body>,
     limits: Limits,
     entries: u64,
     metadata: u64,
@@ -135,7 +133,6 @@ impl Tree {
             nodes: vec![root],
             layer: 0,
             hidden: BTreeSet::new(),
-            released: Vec::new(),
             limits: *limits,
             entries: 0,
             metadata: 0,
@@ -149,11 +146,6 @@ impl Tree {
     /// How many nodes there ever were: an upper bound of every [`Ino`].
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
-    }
-
-    /// Bodies that nothing refers to any more, since the last call.
-    pub(crate) fn take_released(&mut self) -> Vec<Body> {
-        mem::take(&mut self.released)
     }
 
     /// Makes a directory, or gives the one that is there new metadata.
@@ -217,11 +209,23 @@ impl Tree {
         Ok(())
     }
 
+    /// Takes a name away: what this layer says about it is not to be seen in it.
+    pub(crate) fn vacate(&mut self, path: &[&[u8]]) -> Result<(), PutError> {
+        let (name, parents) = path.split_last().ok_or(EntryProblem::NotTheRoot)?;
+        let dir = self.enter(parents)?;
+        self.count(&Meta::default(), 0)?;
+        if let Some(child) = self.children_mut(dir).remove(*name) {
+            self.release(child.ino);
+        }
+        Ok(())
+    }
+
     /// Hides what lower layers have under this name.
-    pub(crate) fn whiteout(&mut self, dir: &[&[u8]], name: &[u8]) -> Result<(), PutError> {
+    pub(crate) fn whiteout(&mut self, path: &[&[u8]]) -> Result<(), PutError> {
+        let (name, dir) = path.split_last().ok_or(EntryProblem::Whiteout)?;
         let dir = self.enter(dir)?;
         self.count(&Meta::default(), name.len())?;
-        self.hidden.insert((dir, Some(name.into())));
+        self.hidden.insert((dir, Some((*name).into())));
         Ok(())
     }
 
@@ -256,6 +260,41 @@ impl Tree {
             }
         }
         self.layer += 1;
+    }
+
+    /// Turns whiteouts and opaque marks into what overlayfs looks for in a layer of its own: a
+    /// device 0:0 where there is nothing else, and an attribute of directories.
+    pub(crate) fn keep_marks(&mut self) -> Result<(), PutError> {
+        for (dir, name) in mem::take(&mut self.hidden) {
+            let NodeKind::Dir(children) = &self.nodes[dir].kind else {
+                continue;
+            };
+            let Some(name) = name else {
+                self.mark_opaque(dir);
+                continue;
+            };
+            match children.get(&name).map(|child| child.ino) {
+                Some(ino) => self.mark_opaque(ino),
+                None => {
+                    let device = NodeKind::Char(Rdev { major: 0, minor: 0 });
+                    let ino = self.add(Meta::default(), device)?;
+                    self.attach(dir, &name, ino)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Anything but a directory hides what is below it by being there.
+    fn mark_opaque(&mut self, ino: Ino) {
+        let node = &mut self.nodes[ino];
+        if !matches!(node.kind, NodeKind::Dir(_)) {
+            return;
+        }
+        let xattrs = &mut node.meta.xattrs;
+        if let Err(at) = xattrs.binary_search_by(|(name, _)| (**name).cmp(OPAQUE)) {
+            xattrs.insert(at, (OPAQUE.into(), (*b"y").into()));
+        }
     }
 
     /// Removes everything below `dir` that the current layer did not put or pass through.
@@ -438,10 +477,8 @@ impl Tree {
                 continue;
             }
             node.meta.xattrs = Vec::new();
-            match mem::replace(&mut node.kind, NodeKind::Fifo) {
-                NodeKind::Dir(children) => todo.extend(children.values().map(|child| child.ino)),
-                NodeKind::File(body) => self.released.push(body),
-                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::Symlink(_) => {}
+            if let NodeKind::Dir(children) = mem::replace(&mut node.kind, NodeKind::Fifo) {
+                todo.extend(children.values().map(|child| child.ino));
             }
         }
     }
@@ -468,6 +505,7 @@ enum Missing {
     Refuse,
 }
 
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 /// Linux's own limit.
 const MAX_LINKS: usize = 40;
 /// Components on the way, those of symbolic links included: time is limited, too.
@@ -482,7 +520,6 @@ const TOO_DEEP: EntryProblem = EntryProblem::PathTooLong {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::erofs::body::Place;
 
     const SMALL: Limits = Limits {
         entries: 10,
@@ -532,21 +569,36 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_released_with_its_last_name() {
-        let body = || {
-            NodeKind::File(Body {
-                size: 1,
-                place: Place::Extern { first: 0 },
-            })
+    fn marks_become_what_overlayfs_looks_for() {
+        let put = |tree: &mut Tree, path: &[&[u8]]| {
+            tree.put(path, Meta::default(), NodeKind::Fifo).unwrap();
         };
         let mut tree = Tree::new(&Limits::DEFAULT);
-        tree.put(&[b"a", b"b"], Meta::default(), body()).unwrap();
-        tree.link(&[b"c"], &[b"a", b"b"]).unwrap();
-        tree.end_layer();
-        tree.whiteout(&[], b"a").unwrap();
-        tree.end_layer();
-        assert_eq!(tree.take_released().len(), 0);
-        tree.put(&[b"c"], Meta::default(), NodeKind::Fifo).unwrap();
-        assert_eq!(tree.take_released().len(), 1);
+        tree.whiteout(&[b"d", b"gone"]).unwrap();
+        tree.whiteout(&[b"again"]).unwrap();
+        tree.whiteout(&[b"file"]).unwrap();
+        put(&mut tree, &[b"again", b"x"]);
+        put(&mut tree, &[b"file"]);
+        put(&mut tree, &[b"taken"]);
+        tree.vacate(&[b"taken"]).unwrap();
+        tree.vacate(&[b"new", b"link"]).unwrap();
+        tree.keep_marks().unwrap();
+        let names: Vec<_> = tree.children(Tree::ROOT).keys().cloned().collect();
+        assert_eq!(names, [&b"again"[..], b"d", b"file", b"new"].map(Box::from));
+        let node = |path: &[&[u8]]| {
+            let ino = path
+                .iter()
+                .fold(Tree::ROOT, |dir, name| tree.children(dir)[*name].ino);
+            tree.node(ino)
+        };
+        let device = NodeKind::Char(Rdev { major: 0, minor: 0 });
+        assert_eq!(
+            format!("{:?}", node(&[b"d", b"gone"]).kind),
+            format!("{device:?}")
+        );
+        let opaque = &node(&[b"again"]).meta.xattrs;
+        assert_eq!((&*opaque[0].0, &*opaque[0].1), (OPAQUE, &b"y"[..]));
+        assert_eq!(node(&[b"file"]).meta.xattrs, []);
+        assert_eq!(node(&[b"d"]).meta.xattrs, []);
     }
 }

@@ -66,15 +66,32 @@ pub(crate) struct VsockPort {
     pub(crate) socket: CString,
 }
 
-/// A disk of the guest, in libkrun's raw format.
+/// A disk of the guest.
 #[derive(Debug)]
 pub(crate) struct Disk {
     /// The serial: 1 to 20 bytes, longer ones are cut by the device.
     pub(crate) serial: CString,
-    /// The file, opened at [`KrunContext::enter`].
+    /// The file, opened at [`KrunContext::enter`], as are those that it names.
     pub(crate) path: CString,
+    /// How to read the file.
+    pub(crate) format: DiskFormat,
     /// Who may write.
     pub(crate) access: DiskAccess,
+}
+
+/// What a disk's file is.
+///
+/// # Security
+///
+/// It is always said: a guessed format would be the guest's to choose, who may write the first
+/// bytes of a raw disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum DiskFormat {
+    /// The disk itself.
+    Raw,
+    /// A descriptor of files that are the disk, one behind the other; they are looked for beside
+    /// it. Read-only.
+    Vmdk,
 }
 
 /// What a guest may do to a disk.
@@ -253,6 +270,10 @@ impl KrunContext {
             DiskAccess::Durable => (false, sys::KRUN_SYNC_FULL),
             DiskAccess::Throwaway => (false, sys::KRUN_SYNC_NONE),
         };
+        let format = match disk.format {
+            DiskFormat::Raw => sys::KRUN_DISK_FORMAT_RAW,
+            DiskFormat::Vmdk => sys::KRUN_DISK_FORMAT_VMDK,
+        };
         // SAFETY: krun_add_disk3 reads two NUL-terminated strings and copies them before
         // returning; both are CStrings that outlive the call.
         let result = unsafe {
@@ -260,7 +281,7 @@ impl KrunContext {
                 self.id,
                 disk.serial.as_ptr(),
                 disk.path.as_ptr(),
-                sys::KRUN_DISK_FORMAT_RAW,
+                format,
                 read_only,
                 false,
                 sync,

@@ -6,6 +6,7 @@ pub const KRUN_LOG_LEVEL_INFO: u32 = 3;
 pub const KRUN_LOG_STYLE_NEVER: u32 = 2;
 pub const KRUN_LOG_OPTION_NO_ENV: u32 = 1;
 pub const KRUN_DISK_FORMAT_RAW: u32 = 0;
+pub const KRUN_DISK_FORMAT_VMDK: u32 = 2;
 pub const KRUN_SYNC_NONE: u32 = 0;
 pub const KRUN_SYNC_FULL: u32 = 2;
 pub const KRUN_FS_SEMANTICS_DEFAULT: u32 = 0;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /dev/kvm     the device                         (the path is fixed in libkrun)
-//! /d/image     the image's disk                   read-only mount
+//! /d/image/…   the image's disk: `disk.vmdk` and the files that it joins, read-only mounts
 //! /d/overlay   the writable disk
 //! /s           the directory of the control socket, read-only mount: connecting still works
 //! /console     a FIFO that the shim drains
@@ -26,13 +26,17 @@ use super::{Failure, OrFailure, Step};
 
 /// Where the console's FIFO is in the jail.
 pub(crate) const CONSOLE: &str = "/console";
-/// Where the image's disk is in the jail.
-pub(crate) const IMAGE: &str = "/d/image";
+/// Where the descriptor of the image's disk is in the jail; its parts are beside it.
+pub(crate) const IMAGE: &str = "/d/image/disk.vmdk";
+const PARTS: &str = "/d/image";
 /// Where the overlay's disk is in the jail.
 pub(crate) const OVERLAY: &str = "/d/overlay";
 /// Where the sockets' directory is in the jail.
 pub(crate) const SOCKETS: &str = "/s";
 const KVM: &str = "/dev/kvm";
+
+/// The root itself, its directories, and some to spare.
+const OWN_INODES: usize = 16;
 
 /// All names in the jail's root.
 pub(crate) const NAMES: [&str; 4] = ["console", "d", "dev", "s"];
@@ -40,8 +44,10 @@ pub(crate) const NAMES: [&str; 4] = ["console", "d", "dev", "s"];
 /// What of the host appears in the root.
 #[derive(Debug)]
 pub(crate) struct Sources<'a> {
-    /// The image's disk.
-    pub(crate) image: &'a Path,
+    /// The descriptor of the image's disk.
+    pub(crate) descriptor: &'a Path,
+    /// The files that it names by their file names.
+    pub(crate) parts: &'a [PathBuf],
     /// The overlay's disk.
     pub(crate) overlay: &'a Path,
     /// The directory with the control socket; the root is built over it.
@@ -58,7 +64,7 @@ enum Access {
 
 struct Entry<'a> {
     source: &'a Path,
-    target: &'static str,
+    target: PathBuf,
     kind: SFlag,
     access: Access,
 }
@@ -81,7 +87,7 @@ impl PrivateRoot {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
             .or_failure(step, "make the mounts private")?;
 
-        let entries = entries(sources);
+        let entries = entries(sources)?;
         // Opened before the new root covers one of them; a mount takes its source from the
         // descriptor, whatever the path means by then.
         let opened = entries
@@ -91,14 +97,10 @@ impl PrivateRoot {
 
         let at = sources.sockets;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        mount(
-            Some("bottle"),
-            at,
-            Some("tmpfs"),
-            flags,
-            Some("size=64k,nr_inodes=16,mode=0755"),
-        )
-        .or_failure(step, format!("mount a tmpfs over `{}`", at.display()))?;
+        let inodes = entries.len() + OWN_INODES;
+        let options = format!("size=64k,nr_inodes={inodes},mode=0755");
+        mount(Some("bottle"), at, Some("tmpfs"), flags, Some(&*options))
+            .or_failure(step, format!("mount a tmpfs over `{}`", at.display()))?;
         for (entry, source) in entries.iter().zip(&opened) {
             bind(at, entry, source)?;
         }
@@ -137,26 +139,40 @@ impl PrivateRoot {
     }
 }
 
-fn entries<'a>(sources: &Sources<'a>) -> [Entry<'a>; 5] {
+fn entries<'a>(sources: &Sources<'a>) -> Result<Vec<Entry<'a>>, Failure> {
     let Sources {
-        image,
+        descriptor,
+        parts,
         overlay,
         sockets,
         console,
     } = *sources;
-    let entry = |source, target, kind, access| Entry {
+    let entry = |source, target: &str, kind, access| Entry {
         source,
-        target,
+        target: target.into(),
         kind,
         access,
     };
-    [
+    let mut entries = vec![
         entry(Path::new(KVM), KVM, SFlag::S_IFCHR, Access::ReadWrite),
-        entry(image, IMAGE, SFlag::S_IFREG, Access::ReadOnly),
+        entry(descriptor, IMAGE, SFlag::S_IFREG, Access::ReadOnly),
         entry(overlay, OVERLAY, SFlag::S_IFREG, Access::ReadWrite),
         entry(sockets, SOCKETS, SFlag::S_IFDIR, Access::ReadOnly),
         entry(console, CONSOLE, SFlag::S_IFIFO, Access::ReadWrite),
-    ]
+    ];
+    for part in parts {
+        let name = part.file_name().ok_or_else(|| {
+            let what = format!("`{}` is not the name of a file", part.display());
+            Failure::new(Step::Root, what)
+        })?;
+        entries.push(Entry {
+            source: part,
+            target: Path::new(PARTS).join(name),
+            kind: SFlag::S_IFREG,
+            access: Access::ReadOnly,
+        });
+    }
+    Ok(entries)
 }
 
 /// Opens a source without following a last symbolic link, and refuses one of another kind: a
@@ -184,7 +200,7 @@ fn open_source(entry: &Entry<'_>) -> Result<OwnedFd, Failure> {
 
 fn bind(at: &Path, entry: &Entry<'_>, source: &OwnedFd) -> Result<(), Failure> {
     let step = Step::Root;
-    let target = at.join(entry.target.trim_start_matches('/'));
+    let target = at.join(entry.target.strip_prefix("/").unwrap_or(&entry.target));
     let shown = entry.source.display();
     let make = || {
         if let Some(parent) = target.parent() {
@@ -192,10 +208,12 @@ fn bind(at: &Path, entry: &Entry<'_>, source: &OwnedFd) -> Result<(), Failure> {
         }
         match entry.kind {
             SFlag::S_IFDIR => fs::create_dir(&target),
-            _ => File::create(&target).map(drop),
+            // A name that is there would be what another source was mounted on.
+            _ => File::create_new(&target).map(drop),
         }
     };
-    make().or_failure(step, format!("make `{}` in the private root", entry.target))?;
+    let inside = entry.target.display();
+    make().or_failure(step, format!("make `{inside}` in the private root"))?;
 
     let none: Option<&str> = None;
     let magic = format!("/proc/self/fd/{}", source.as_raw_fd());

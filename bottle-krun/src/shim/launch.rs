@@ -22,7 +22,7 @@ use bottle_core::spec::Resolve;
 use bottle_core::text::Escaped;
 use bottle_core::units::{MiB, Vcpus};
 use bottle_egress::{Egress, EgressConfig};
-use bottle_wire::client::{self, Launch, LaunchReport, LaunchResolve, Open};
+use bottle_wire::client::{self, Launch, LaunchImage, LaunchReport, LaunchResolve, Open};
 use bottle_wire::guest::{Provision, ToInit};
 use bottle_wire::message;
 use bottle_wire::mux::{Incoming, MuxError, MuxStream};
@@ -40,6 +40,7 @@ use crate::random;
 use crate::record::Record;
 use crate::state::{self, CLIENT_SOCKET, Dirs};
 use crate::vmm::launch::{self as vm, Vm, VmConfig};
+use crate::vmm::protocol::Image;
 
 /// Namespaces, mounts and a process.
 const JAIL_DEADLINE: Duration = Duration::from_secs(30);
@@ -261,11 +262,12 @@ async fn start(
         ControlSocket::bind(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
     let listener = listen(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
     let room = Room::of(&dirs.state).map_err(|error| stages.failed(Blame::Environment, error))?;
+    let LaunchImage { descriptor, parts } = image;
     let config = VmConfig {
         id: id.clone(),
         helper,
         kernel,
-        image,
+        image: Image::new(descriptor, parts).ok_or_else(|| bug(stages, "image"))?,
         overlay,
         vcpus,
         memory: MiB(ram_mib),

@@ -14,8 +14,8 @@ use std::sync::OnceLock;
 use bottle_wire::guest;
 
 use crate::ffi::{
-    self, Disk, DiskAccess, KernelError, KernelLibrary, KrunContext, KrunError, VirtualFile,
-    VirtualRoot, Vsock, VsockPort,
+    self, Disk, DiskAccess, DiskFormat, KernelError, KernelLibrary, KrunContext, KrunError,
+    VirtualFile, VirtualRoot, Vsock, VsockPort,
 };
 use crate::jail::root::{self, PrivateRoot};
 use crate::jail::{Failure, OrFailure, Step, identity, limits, seccomp, selfcheck, sys};
@@ -150,11 +150,13 @@ fn describe(kernel: &KernelLibrary, order: &Order) -> Result<KrunContext, Failur
         context.add_disk(&Disk {
             serial: text("serial", guest::disk::IMAGE)?,
             path: text("path", root::IMAGE)?,
+            format: DiskFormat::Vmdk,
             access: DiskAccess::ReadOnly,
         })?;
         context.add_disk(&Disk {
             serial: text("serial", guest::disk::OVERLAY)?,
             path: text("path", root::OVERLAY)?,
+            format: DiskFormat::Raw,
             // A bottle's overlay ends with it in this form.
             access: DiskAccess::Throwaway,
         })?;

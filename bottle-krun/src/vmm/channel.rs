@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::jail::sys;
 
-/// The longest packet that is sent or taken.
-pub(crate) const MAX_PACKET: usize = 16 * 1024;
+/// The longest packet that is sent or taken: an order with a disk of 512 layers has 40 KiB.
+pub(crate) const MAX_PACKET: usize = 64 * 1024;
 
 /// One end of a socket pair that keeps packets apart.
 #[derive(Debug)]

@@ -30,7 +30,7 @@ use crate::jail::{Failure, Step, sys};
 use crate::reexec::Role;
 
 use super::channel::{self, Channel};
-use super::protocol::{Order, Report, VERSION, WaitStatus};
+use super::protocol::{Image, Order, Report, VERSION, WaitStatus};
 
 /// The socket that the shim listens on, inside [`VmConfig::sockets`].
 pub(crate) const CONTROL_SOCKET: &str = "control";
@@ -54,7 +54,7 @@ pub(crate) struct VmConfig {
     /// The guest kernel's library.
     pub(crate) kernel: PathBuf,
     /// The image's disk; read by the jail's user.
-    pub(crate) image: PathBuf,
+    pub(crate) image: Image,
     /// The overlay's disk; as root it is given to the jail's user.
     pub(crate) overlay: PathBuf,
     /// Virtual CPUs.

@@ -23,6 +23,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use super::launch::{CONTROL_SOCKET, LaunchError, Vm, VmConfig, VmEnd, launch};
+use super::protocol::Image;
 use crate::host::kvm_usable;
 use crate::jail::Step;
 
@@ -58,8 +59,9 @@ fn given(name: &str) -> Option<PathBuf> {
     path
 }
 
-/// Makes the disks that init mounts before it dials: an empty image, an empty overlay.
-fn make_disks(image: &Path, overlay: &Path, tree: &Path) {
+/// Makes the disks that init mounts before it dials: an empty image with its descriptor, an empty
+/// overlay.
+fn make_disks(descriptor: &Path, image: &Path, overlay: &Path, tree: &Path) {
     fs::create_dir(tree).unwrap();
     let made = Command::new("mkfs.erofs")
         .arg("--quiet")
@@ -67,6 +69,10 @@ fn make_disks(image: &Path, overlay: &Path, tree: &Path) {
         .output()
         .expect("`mkfs.erofs` is there (package erofs-utils)");
     assert!(made.status.success(), "{made:?}");
+    let name = image.file_name().unwrap().display();
+    let sectors = fs::metadata(image).unwrap().len() / 512;
+    let text = format!("version=1\nRDONLY {sectors} FLAT \"{name}\" 0\n");
+    fs::write(descriptor, text).unwrap();
     bottle_image::make_overlay(overlay, 64 << 20).unwrap();
 }
 
@@ -87,12 +93,17 @@ fn bench(id: &str) -> Option<Bench> {
         .custom_flags(libc::O_NONBLOCK)
         .open(path("console"))
         .unwrap();
-    make_disks(&path("image"), &path("overlay"), &path("tree"));
+    make_disks(
+        &path("descriptor"),
+        &path("image"),
+        &path("overlay"),
+        &path("tree"),
+    );
     let config = VmConfig {
         id: id.parse().unwrap(),
         helper,
         kernel,
-        image: path("image"),
+        image: Image::new(path("descriptor"), vec![path("image")]).unwrap(),
         overlay: path("overlay"),
         vcpus: Vcpus::ONE,
         memory: MiB(256),
@@ -186,11 +197,15 @@ fn assert_jailed(pid: i32) {
         ["image", "overlay"].map(OsString::from).into()
     );
     assert_eq!(
+        names(format!("{root}/d/image")),
+        ["disk.vmdk", "image"].map(OsString::from).into()
+    );
+    assert_eq!(
         names(format!("{root}/s")),
         [OsString::from(CONTROL_SOCKET)].into()
     );
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
-    assert_eq!(mounts.lines().count(), 6, "{mounts}");
+    assert_eq!(mounts.lines().count(), 7, "{mounts}");
     let net = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
     assert_eq!(net.lines().count(), 3, "nothing but lo: {net}");
     let routes = fs::read_to_string(format!("/proc/{pid}/net/fib_trie")).unwrap();
@@ -209,9 +224,17 @@ fn assert_descriptors(pid: i32) {
         let target = target.to_string_lossy().into_owned();
         // A bind mount shows its name in the jail or where it comes from.
         let known = target.starts_with("anon_inode:")
-            || ["/kvm", "/null", "/image", "/overlay", "/console"]
-                .iter()
-                .any(|name| target.ends_with(name));
+            || [
+                "/kvm",
+                "/null",
+                "/disk.vmdk",
+                "/descriptor",
+                "/image",
+                "/overlay",
+                "/console",
+            ]
+            .iter()
+            .any(|name| target.ends_with(name));
         if target.starts_with("pipe:") || target.starts_with("socket:") {
             pipes_and_sockets += 1;
         } else {
@@ -338,9 +361,24 @@ async fn what_cannot_be_set_up_names_its_layer_and_says_what_to_do() {
     assert!(error.hint().unwrap().contains("cargo xtask setup"));
 
     let mut config = bench.config.clone();
-    config.image = bench.dir.path().join("absent");
+    let (there, absent) = (
+        bench.dir.path().join("image"),
+        bench.dir.path().join("absent"),
+    );
+    config.image = Image::new(absent.clone(), vec![there.clone()]).unwrap();
     let error = launch(&config).await.unwrap_err();
     assert_step(&error, Step::Root, "absent");
+
+    let mut config = bench.config.clone();
+    config.image = Image::new(there.clone(), vec![absent]).unwrap();
+    let error = launch(&config).await.unwrap_err();
+    assert_step(&error, Step::Root, "absent");
+
+    // Two parts of one name.
+    let mut config = bench.config.clone();
+    config.image = Image::new(there.clone(), vec![there.clone(), there]).unwrap();
+    let error = launch(&config).await.unwrap_err();
+    assert_step(&error, Step::Root, "/d/image/image");
 
     let mut config = bench.config.clone();
     config.console = bench.dir.path().join("overlay");

@@ -66,7 +66,7 @@ pub struct Launch {
     /// The kernel library.
     pub kernel: PathBuf,
     /// The read-only disk.
-    pub image: PathBuf,
+    pub image: LaunchImage,
     /// The writable disk.
     pub overlay: PathBuf,
     /// The bottle's directory of state.
@@ -104,6 +104,15 @@ impl Debug for Launch {
             .field("id", &self.id)
             .finish_non_exhaustive()
     }
+}
+
+/// The files of the read-only disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchImage {
+    /// What joins the parts: it names them by their file names alone.
+    pub descriptor: PathBuf,
+    /// The parts, each with a file name of its own.
+    pub parts: Vec<PathBuf>,
 }
 
 /// An address named on the host's side for a name and port.

@@ -23,6 +23,10 @@ pub const PORT: u32 = 5000;
 /// The file of the virtual root in which init finds its nonce: 32 bytes.
 pub const NONCE_FILE: &str = "/bottle.nonce";
 
+/// The file of the virtual root whose presence says that there is no overlay disk: what is written
+/// is kept in memory.
+pub const EPHEMERAL_FILE: &str = "/bottle.ephemeral";
+
 /// Directories that the virtual root must have: init mounts on them.
 pub const ROOT_DIRS: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 

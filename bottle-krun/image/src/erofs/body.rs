@@ -1,55 +1,20 @@
-//! Bodies of regular files: where they live, and how they get there while a layer streams by.
+//! Bodies of regular files: how they get into an image while a layer streams by.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 
-use crate::erofs::freelist::FreeList;
-use crate::erofs::{BLOCK, inline_tail};
+use crate::erofs::BLOCK;
 
-/// The contents of a regular file.
-#[derive(Debug)]
+/// The contents of a regular file: whole blocks, the last one padded.
+///
+/// None of it stands behind an inode, as the format would allow: whoever has another inode for it,
+/// in another image of the same disk, refers to the same blocks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Body {
     pub(crate) size: u64,
-    pub(crate) place: Place,
-}
-
-/// Where the bytes of a body live.
-#[derive(Debug)]
-pub(crate) enum Place {
-    /// In the image that is being written.
-    Here {
-        /// First of the whole blocks.
-        first: u32,
-        /// Where the spool has the rest, which will stand behind the inode.
-        tail: Option<Tail>,
-    },
-    /// In whole blocks behind the image, on the same disk: this is how a small image of metadata
-    /// alone refers to bodies of layers that have disks of their own.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "one disk per layer comes after this form")
-    )]
-    Extern {
-        /// First block, counted from the image's end.
-        first: u32,
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tail {
-    at: u64,
-    length: u32,
-}
-
-impl Body {
-    /// Bytes that stand behind the inode.
-    pub(crate) fn tail(&self) -> u32 {
-        match self.place {
-            Place::Here { tail, .. } => tail.map_or(0, |tail| tail.length),
-            Place::Extern { .. } => 0,
-        }
-    }
+    /// First block; where counting starts is what [`super::Form`] says.
+    pub(crate) first: u32,
 }
 
 /// Why a body could not be stored.
@@ -61,142 +26,50 @@ pub(crate) enum StoreError {
     Write(io::Error),
 }
 
-/// Puts bodies into the image, from block 1 on.
+/// Puts bodies into an image, one behind the other, from block 1 on.
 #[derive(Debug)]
 pub(crate) struct Bodies {
-    out: Out,
+    file: File,
+    buffer: Vec<u8>,
+    /// How much of the buffer waits to be written at `at`.
+    used: usize,
+    at: u64,
     /// First block behind all bodies.
     next: u32,
-    free: FreeList,
-    tails: Out,
-    tails_end: u64,
 }
 
 impl Bodies {
-    /// Writes whole blocks into `image`, partial ones into `spool`.
-    pub(crate) fn new(image: File, spool: File) -> Self {
+    /// Writes into `image`, which must be empty: what is zero stays a hole.
+    pub(crate) fn new(image: File) -> Self {
         Self {
-            out: Out::new(image),
-            next: 1,
-            free: FreeList::default(),
-            tails: Out::new(spool),
-            tails_end: 0,
-        }
-    }
-
-    /// Stores the next `size` bytes of `source`; `head` is what [`super::head_of`] says.
-    pub(crate) fn store(
-        &mut self,
-        size: u64,
-        head: u64,
-        source: &mut impl Read,
-    ) -> Result<Body, StoreError> {
-        let tail = inline_tail(size, head);
-        let whole = size - u64::from(tail);
-        let first = self
-            .allocate(whole.div_ceil(BLOCK))
-            .map_err(StoreError::Write)?;
-        let start = u64::from(first) * BLOCK;
-        self.out.copy(start, whole, source)?;
-        let padding = whole.wrapping_neg() % BLOCK;
-        self.out.copy(start + whole, padding, &mut io::repeat(0))?;
-        let tail = (tail > 0).then_some(Tail {
-            at: self.tails_end,
-            length: tail,
-        });
-        if let Some(Tail { at, length }) = tail {
-            self.tails.copy(at, u64::from(length), source)?;
-            self.tails_end += u64::from(length);
-        }
-        Ok(Body {
-            size,
-            place: Place::Here { first, tail },
-        })
-    }
-
-    /// Takes back the blocks of a body that is part of the tree no more.
-    pub(crate) fn release(&mut self, body: &Body) {
-        let Place::Here { first, .. } = body.place else {
-            return;
-        };
-        let blocks = (body.size - u64::from(body.tail())).div_ceil(BLOCK);
-        // It was a block number when it was allocated.
-        let blocks = u32::try_from(blocks).unwrap_or(0);
-        if let Some(end) = self.free.add(first, blocks, self.next) {
-            self.next = end;
-        }
-    }
-
-    /// Writes what is buffered: the first block behind all bodies, and the partial blocks.
-    pub(crate) fn finish(mut self) -> io::Result<(u32, Spool)> {
-        self.out.flush()?;
-        self.tails.flush()?;
-        Ok((self.next, Spool(self.tails.file)))
-    }
-
-    fn allocate(&mut self, blocks: u64) -> io::Result<u32> {
-        let too_large = || io::Error::from(ErrorKind::FileTooLarge);
-        let blocks = u32::try_from(blocks).map_err(|_| too_large())?;
-        if let Some(first) = self.free.take(blocks) {
-            return Ok(first);
-        }
-        let first = self.next;
-        self.next = first.checked_add(blocks).ok_or_else(too_large)?;
-        Ok(first)
-    }
-}
-
-/// The partial blocks, until they find their places behind their inodes.
-#[derive(Debug)]
-pub(crate) struct Spool(File);
-
-impl Spool {
-    /// Appends a body's partial block.
-    pub(crate) fn read(&self, body: &Body, target: &mut Vec<u8>) -> io::Result<()> {
-        let Place::Here {
-            tail: Some(tail), ..
-        } = body.place
-        else {
-            return Ok(());
-        };
-        let start = target.len();
-        target.resize(start + tail.length as usize, 0);
-        self.0.read_exact_at(&mut target[start..], tail.at)
-    }
-}
-
-/// A file that is mostly, but not always, written from front to back.
-#[derive(Debug)]
-struct Out {
-    file: File,
-    buffer: Vec<u8>,
-    /// Where the buffer's first byte goes, and how many there are.
-    at: u64,
-    used: usize,
-}
-
-impl Out {
-    fn new(file: File) -> Self {
-        Self {
-            file,
+            file: image,
             buffer: vec![0; BUFFER],
-            at: 0,
             used: 0,
+            at: BLOCK,
+            next: 1,
         }
     }
 
-    /// Writes the next `length` bytes of `source` at `position`.
-    fn copy(
-        &mut self,
-        position: u64,
-        length: u64,
-        source: &mut impl Read,
-    ) -> Result<(), StoreError> {
+    /// Stores the next `size` bytes of `source`.
+    pub(crate) fn store(&mut self, size: u64, source: &mut impl Read) -> Result<Body, StoreError> {
+        let first = self.next;
+        self.next = u32::try_from(size.div_ceil(BLOCK))
+            .ok()
+            .and_then(|blocks| first.checked_add(blocks))
+            .ok_or_else(|| StoreError::Write(ErrorKind::FileTooLarge.into()))?;
+        self.copy(size, source)?;
+        self.copy(size.wrapping_neg() % BLOCK, &mut io::repeat(0))?;
+        Ok(Body { size, first })
+    }
+
+    /// Writes what is buffered; returns the first block behind all bodies.
+    pub(crate) fn finish(mut self) -> io::Result<u32> {
+        self.flush()?;
+        Ok(self.next)
+    }
+
+    fn copy(&mut self, length: u64, source: &mut impl Read) -> Result<(), StoreError> {
         let mut left = length;
-        if left > 0 && position != self.at + self.used as u64 {
-            self.flush().map_err(StoreError::Write)?;
-            self.at = position;
-        }
         while left > 0 {
             if self.used == self.buffer.len() {
                 self.flush().map_err(StoreError::Write)?;
@@ -217,11 +90,20 @@ impl Out {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buffer[..self.used], self.at)?;
+        let bytes = &self.buffer[..self.used];
+        if !is_zero(bytes) {
+            self.file.write_all_at(bytes, self.at)?;
+        }
         self.at += self.used as u64;
         self.used = 0;
         Ok(())
     }
+}
+
+/// Large files of nothing are what archives exaggerate best.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<16>();
+    chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|b| *b == 0)
 }
 
 const BUFFER: usize = 1 << 20;

@@ -36,16 +36,15 @@ impl<'t> Dirents<'t> {
         size
     }
 
-    /// The contents; `number` gives the number and type of a child.
+    /// The contents of each block, without padding; `number` gives the number and type of a child.
     pub(crate) fn bytes(
         &self,
         ino: Ino,
         parent: Ino,
         number: impl Fn(Ino) -> (u64, u8),
-    ) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (block, is_last) in self.blocks() {
-            let start = bytes.len();
+    ) -> impl Iterator<Item = Vec<u8>> {
+        self.blocks().map(move |(block, _)| {
+            let mut bytes = Vec::with_capacity(BLOCK_SIZE);
             let mut offset = ENTRY * block.len();
             for (name, child) in block {
                 let target = match (child, *name) {
@@ -63,11 +62,8 @@ impl<'t> Dirents<'t> {
             for (name, _) in block {
                 bytes.extend_from_slice(name);
             }
-            if !is_last {
-                bytes.resize(start + BLOCK_SIZE, 0);
-            }
-        }
-        bytes
+            bytes
+        })
     }
 
     /// As many names per block as fit; and whether the block is the last.

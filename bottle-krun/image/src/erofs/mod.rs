@@ -1,11 +1,15 @@
-//! A writer of uncompressed EROFS images with 4 KiB blocks.
+//! A writer of uncompressed EROFS images with 4 KiB blocks, for two forms of them.
 //!
 //! ```text
-//! block 0      superblock at byte 1024
-//! block 1 ..   bodies of regular files, whole blocks, written while the layers stream by
-//! then         metadata: 64-byte inodes, each with its extended attributes and, where it fits,
-//!              the last, partial block of its body (root first: its number has only 16 bits)
+//!              a layer                              the metadata of a disk
+//! block 0      superblock at byte 1024              the same; counts the whole disk's blocks
+//! block 1 ..   bodies of regular files,             -
+//!              while the layer streams by
+//! then         64-byte inodes, each with its extended attributes and, if it is a directory or a
+//!              symbolic link, the last, partial block of its body where that fits (root first: its
+//!              number has only 16 bits)
 //! then         whole blocks of directories, and symbolic links too long to stand in an inode
+//! beyond       -                                    bodies: the layers, image behind image
 //! ```
 //!
 //! Inode numbers count breadth first, names are sorted, there is no time stamp, UUID or seed: the
@@ -14,51 +18,57 @@
 
 pub(crate) mod body;
 mod dir;
-mod freelist;
 mod xattr;
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
-use self::body::{Place, Spool};
 use self::dir::Dirents;
 pub(crate) use self::xattr::is_representable;
 use crate::tar::Rdev;
-use crate::tree::{Ino, Node, NodeKind, Tree, Xattrs};
+use crate::tree::{Ino, Node, NodeKind, Tree};
 
-/// Writes everything but the bodies behind block `first`, then the superblock.
+/// Where bodies are, seen from the image that is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Form {
+    /// Behind it, on a disk that goes on for so many blocks: the image's end is block 0 to them.
+    Metadata { behind: u64 },
+    /// In it, from block 1 up to this one.
+    Layer { end: u32 },
+}
+
+/// Writes everything but the bodies, the superblock last; returns the number of blocks.
 ///
 /// # Errors
 ///
-/// Any error of writing `file` or reading `tails`; `FileTooLarge` if the image would have more
-/// blocks than 32 bits can count.
-pub(crate) fn write(tree: &Tree, first: u32, tails: &Spool, file: &File) -> io::Result<()> {
-    let plan = Plan::new(tree, first)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.seek(SeekFrom::Start(u64::from(first) * BLOCK))?;
-    plan.write_inodes(tree, tails, &mut out)?;
+/// Any error of writing `file`; `FileTooLarge` if there would be more blocks than 32 bits can
+/// count.
+pub(crate) fn write(tree: &Tree, form: Form, file: &File) -> io::Result<u32> {
+    let plan = Plan::new(tree, form)?;
+    let mut out = BufWriter::with_capacity(256 << 10, file);
+    out.seek(SeekFrom::Start(u64::from(plan.meta_start) * BLOCK))?;
+    plan.write_inodes(tree, &mut out)?;
     plan.write_blocks(tree, &mut out)?;
     out.flush()?;
     file.set_len(u64::from(plan.end) * BLOCK)?;
-    file.write_all_at(&plan.superblock(), SUPERBLOCK_AT)
+    file.write_all_at(&plan.superblock(), SUPERBLOCK_AT)?;
+    Ok(plan.end)
 }
 
-/// True if `file` begins with an intact superblock and is as long as it says.
-pub(crate) fn looks_whole(file: &File) -> io::Result<bool> {
-    let length = file.metadata()?.len();
+/// How many blocks the superblock counts; `None` if it is not intact.
+pub(crate) fn blocks_of(file: &File) -> io::Result<Option<u32>> {
     let mut block = [0; SUPERBLOCK];
     match file.read_exact_at(&mut block, SUPERBLOCK_AT) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     }
     let field =
         |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let (magic, checksum, blocks) = (field(0), field(4), field(36));
     block[4..8].fill(0);
-    Ok(magic == MAGIC && checksum == crc32c(&block) && u64::from(blocks) * BLOCK == length)
+    Ok((magic == MAGIC && checksum == crc32c(&block)).then_some(blocks))
 }
 
 /// Where every inode stands and what it says.
@@ -69,7 +79,10 @@ struct Plan {
     places: Vec<InodePlace>,
     meta_start: u32,
     blocks_start: u32,
+    /// Of the image.
     end: u32,
+    /// Of the disk that it describes.
+    total: u32,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -81,12 +94,16 @@ struct InodePlace {
     /// Bytes that stand behind the inode.
     tail: u32,
     links: u32,
-    /// Of a body that this writer makes itself: a directory or a symbolic link.
+    /// Of the body.
     size: u64,
 }
 
 impl Plan {
-    fn new(tree: &Tree, first: u32) -> io::Result<Self> {
+    fn new(tree: &Tree, form: Form) -> io::Result<Self> {
+        let meta_start = match form {
+            Form::Metadata { .. } => 1,
+            Form::Layer { end } => end,
+        };
         let mut places = vec![InodePlace::default(); tree.len()];
         let order = breadth_first(tree, &mut places);
         // Sizes of directories depend on names alone, so that every inode's place is known
@@ -99,36 +116,35 @@ impl Plan {
             place.size = match &node.kind {
                 NodeKind::Dir(children) => Dirents::new(children).size(),
                 NodeKind::Symlink(target) => target.len() as u64,
-                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::File(_) => 0,
+                NodeKind::File(body) => body.size,
+                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo => 0,
             };
-            let head = head(node);
-            place.tail = match &node.kind {
-                NodeKind::File(body) => body.tail(),
-                NodeKind::Block(_)
-                | NodeKind::Char(_)
-                | NodeKind::Dir(_)
-                | NodeKind::Fifo
-                | NodeKind::Symlink(_) => inline_tail(place.size, head),
-            };
-            let length = head + u64::from(place.tail);
+            let head = INODE + xattr::size(&node.meta.xattrs);
+            let is_ours = matches!(node.kind, NodeKind::Dir(_) | NodeKind::Symlink(_));
+            if is_ours {
+                place.tail = inline_tail(place.size, head);
+            }
             at = aligned(at, head, place.tail);
             place.nid = at / NID_UNIT;
-            at += length;
-            if matches!(node.kind, NodeKind::Dir(_) | NodeKind::Symlink(_)) {
+            at += head + u64::from(place.tail);
+            if is_ours {
                 // Counted from the end of the metadata for now.
                 place.start = block_number(blocks)?;
                 blocks += (place.size - u64::from(place.tail)).div_ceil(BLOCK);
             }
         }
-        let blocks_start = block_number(u64::from(first) + at.div_ceil(BLOCK))?;
+        let blocks_start = block_number(u64::from(meta_start) + at.div_ceil(BLOCK))?;
         let end = block_number(u64::from(blocks_start) + blocks)?;
+        let (total, bodies_start) = match form {
+            Form::Metadata { behind } => (block_number(u64::from(end) + behind)?, end),
+            Form::Layer { .. } => (end, 0),
+        };
         for &ino in &order {
             let start = &mut places[ino].start;
             *start = match &tree.node(ino).kind {
-                NodeKind::File(body) => match body.place {
-                    Place::Here { first, .. } => first,
-                    Place::Extern { first } => block_number(u64::from(end) + u64::from(first))?,
-                },
+                NodeKind::File(body) => {
+                    block_number(u64::from(bodies_start) + u64::from(body.first))?
+                }
                 NodeKind::Dir(_) | NodeKind::Symlink(_) => *start + blocks_start,
                 NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo => 0,
             };
@@ -136,38 +152,38 @@ impl Plan {
         Ok(Self {
             order,
             places,
-            meta_start: first,
+            meta_start,
             blocks_start,
             end,
+            total,
         })
     }
 
-    fn write_inodes(&self, tree: &Tree, tails: &Spool, out: &mut impl Write) -> io::Result<()> {
+    fn write_inodes(&self, tree: &Tree, out: &mut impl Write) -> io::Result<()> {
         let mut at = 0;
-        let mut tail = Vec::new();
         for (number, &ino) in self.order.iter().enumerate() {
             let node = tree.node(ino);
             let place = &self.places[ino];
-            tail.clear();
-            match &node.kind {
-                NodeKind::File(body) => tails.read(body, &mut tail)?,
-                NodeKind::Symlink(target) if place.tail > 0 => tail.extend_from_slice(target),
-                NodeKind::Dir(_) if place.tail > 0 => {
-                    let bytes = self.dir(tree, ino);
-                    tail.extend_from_slice(&bytes[bytes.len() - place.tail as usize..]);
-                }
-                NodeKind::Block(_)
-                | NodeKind::Char(_)
-                | NodeKind::Dir(_)
-                | NodeKind::Fifo
-                | NodeKind::Symlink(_) => {}
-            }
             zeros(out, place.nid * NID_UNIT - at)?;
             let xattrs = xattr::body(&node.meta.xattrs);
             out.write_all(&inode(node, place, number, xattrs.len()))?;
             out.write_all(&xattrs)?;
-            out.write_all(&tail)?;
-            at = place.nid * NID_UNIT + INODE + (xattrs.len() + tail.len()) as u64;
+            if place.tail > 0 {
+                match &node.kind {
+                    NodeKind::Symlink(target) => {
+                        out.write_all(&target[target.len() - place.tail as usize..])?;
+                    }
+                    NodeKind::Dir(children) => {
+                        let names = Dirents::new(children);
+                        if let Some(last) = self.dir_blocks(tree, ino, &names).last() {
+                            out.write_all(&last)?;
+                        }
+                    }
+                    NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::File(_) => {
+                    }
+                }
+            }
+            at = place.nid * NID_UNIT + INODE + xattrs.len() as u64 + u64::from(place.tail);
         }
         zeros(
             out,
@@ -178,30 +194,37 @@ impl Plan {
     fn write_blocks(&self, tree: &Tree, out: &mut impl Write) -> io::Result<()> {
         for &ino in &self.order {
             let place = &self.places[ino];
-            let bytes = match &tree.node(ino).kind {
-                NodeKind::Dir(_) if place.size > u64::from(place.tail) => {
-                    Cow::Owned(self.dir(tree, ino))
+            let whole = place.size - u64::from(place.tail);
+            match &tree.node(ino).kind {
+                NodeKind::Dir(children) if whole > 0 => {
+                    let names = Dirents::new(children);
+                    let blocks = self.dir_blocks(tree, ino, &names);
+                    for block in blocks.take(whole.div_ceil(BLOCK).try_into().unwrap_or(0)) {
+                        out.write_all(&block)?;
+                        zeros(out, (BLOCK_SIZE - block.len()) as u64)?;
+                    }
                 }
-                NodeKind::Symlink(target) => Cow::Borrowed(&**target),
+                NodeKind::Symlink(target) => {
+                    out.write_all(&target[..target.len() - place.tail as usize])?;
+                    zeros(out, whole.wrapping_neg() % BLOCK)?;
+                }
                 NodeKind::Block(_)
                 | NodeKind::Char(_)
                 | NodeKind::Dir(_)
                 | NodeKind::Fifo
-                | NodeKind::File(_) => continue,
-            };
-            let whole = &bytes[..bytes.len() - place.tail as usize];
-            out.write_all(whole)?;
-            zeros(out, (whole.len() as u64).wrapping_neg() % BLOCK)?;
+                | NodeKind::File(_) => {}
+            }
         }
         Ok(())
     }
 
-    fn dir(&self, tree: &Tree, ino: Ino) -> Vec<u8> {
-        let node = tree.node(ino);
-        let NodeKind::Dir(children) = &node.kind else {
-            return Vec::new();
-        };
-        Dirents::new(children).bytes(ino, node.parent, |ino| {
+    fn dir_blocks(
+        &self,
+        tree: &Tree,
+        ino: Ino,
+        names: &Dirents<'_>,
+    ) -> impl Iterator<Item = Vec<u8>> {
+        names.bytes(ino, tree.node(ino).parent, |ino| {
             (self.places[ino].nid, file_type(&tree.node(ino).kind))
         })
     }
@@ -218,7 +241,7 @@ impl Plan {
         put(&mut block, 12, &[BLOCK_BITS]);
         // Bytes 14 and 15, the root's number: its inode is the first.
         put(&mut block, 16, &inodes.to_le_bytes());
-        put(&mut block, 36, &self.end.to_le_bytes());
+        put(&mut block, 36, &self.total.to_le_bytes());
         put(&mut block, 40, &self.meta_start.to_le_bytes());
         put(&mut block, 64, LABEL);
         let checksum = crc32c(&block);
@@ -260,8 +283,9 @@ fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; 
         LAYOUT_PLAIN
     };
     let (size, union) = match &node.kind {
-        NodeKind::File(body) => (body.size, blocks_at(body.size, place)),
-        NodeKind::Dir(_) | NodeKind::Symlink(_) => (place.size, blocks_at(place.size, place)),
+        NodeKind::Dir(_) | NodeKind::File(_) | NodeKind::Symlink(_) => {
+            (place.size, blocks_at(place))
+        }
         NodeKind::Block(rdev) | NodeKind::Char(rdev) => (0, encode(*rdev)),
         NodeKind::Fifo => (0, 0),
     };
@@ -285,32 +309,22 @@ fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; 
 }
 
 /// Where the whole blocks of a body are; zero, which is never looked at, if it has none.
-fn blocks_at(size: u64, place: &InodePlace) -> u32 {
-    if size == u64::from(place.tail) {
+fn blocks_at(place: &InodePlace) -> u32 {
+    if place.size == u64::from(place.tail) {
         0
     } else {
         place.start
     }
 }
 
-/// Bytes of an inode and its extended attributes.
-fn head(node: &Node) -> u64 {
-    INODE + xattr::size(&node.meta.xattrs)
-}
-
 /// How many of the last bytes of a body of `size` stand behind a head of `head` bytes.
-pub(crate) fn inline_tail(size: u64, head: u64) -> u32 {
+fn inline_tail(size: u64, head: u64) -> u32 {
     let tail = size % BLOCK;
     if tail > 0 && head + tail <= BLOCK {
         u32::try_from(tail).unwrap_or(0)
     } else {
         0
     }
-}
-
-/// Bytes that an inode with these attributes takes, for [`inline_tail`].
-pub(crate) fn head_of(xattrs: &Xattrs) -> u64 {
-    INODE + xattr::size(xattrs)
 }
 
 /// The next place for an inode: it may not straddle a block, nor may its tail.
@@ -367,15 +381,27 @@ fn zeros(out: &mut impl Write, count: u64) -> io::Result<()> {
 /// CRC-32C as EROFS uses it: seeded with ones, not inverted at the end.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 0 {
-                crc >> 1
-            } else {
-                (crc >> 1) ^ 0x82f6_3b78
-            }
-        })
+        let [low, ..] = crc.to_le_bytes();
+        (crc >> 8) ^ CRC_TABLE[usize::from(low ^ byte)]
     })
 }
+
+/// By byte: a warm start looks at the superblock of every layer.
+static CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = byte;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = (crc >> 1) ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 };
+            bit += 1;
+        }
+        table[byte as usize] = crc;
+        byte += 1;
+    }
+    table
+};
 
 pub(crate) const BLOCK_SIZE: usize = 4096;
 pub(crate) const BLOCK: u64 = BLOCK_SIZE as u64;

@@ -29,7 +29,6 @@ pub(crate) struct Layout {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) image: ImageRef,
-    pub(crate) manifest: Digest,
     pub(crate) layers: Vec<LayerBlob>,
 }
 
@@ -179,7 +178,6 @@ impl Layout {
                 manifest: digest.to_string(),
                 config: config.run(&config_digest)?,
             },
-            manifest: digest,
             layers,
         })
     }

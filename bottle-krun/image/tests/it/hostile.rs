@@ -1,31 +1,54 @@
 //! Layers that no honest tool writes: each is one clear error or has a defined meaning.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use bottle_image::{EntryProblem, ImageError, to_disk};
+use bottle_image::{EntryProblem, ImageDisk, ImageError, to_disk};
+use serde_json::json;
 
-use crate::corpus::{Item, Kind, Pack, image, layout, simple, tar};
+use crate::corpus::{CONFIG, Item, Kind, MANIFEST, Pack, blob, digest, image, layout, simple, tar};
 use crate::facts::Tree;
 use crate::reader::read;
 
-fn convert(archive: Vec<u8>, dir: &Path) -> Result<PathBuf, ImageError> {
-    let manifest = image(dir, &[(archive, Pack::Gzip)], &serde_json::json!({}));
+fn convert(archive: Vec<u8>, dir: &Path) -> Result<ImageDisk, ImageError> {
+    let manifest = image(dir, &[(archive, Pack::Gzip)], &json!({}));
     layout(dir, &[manifest]);
-    to_disk(dir, None, &dir.join("store")).map(|disk| disk.path)
+    to_disk(dir, None, &dir.join("store"), &())
 }
 
-/// The problem and the path it was found at; nothing may be left in the store.
+/// The files of a store, without the versions in their names.
+pub(crate) fn stored(store: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for dir in ["images", "layers"] {
+        let Ok(entries) = fs::read_dir(store.join(dir)) else {
+            continue;
+        };
+        for entry in entries {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            names.push(format!("{dir}/{name}"));
+        }
+    }
+    names.sort();
+    names
+}
+
+/// The problem and the path it was found at. Nothing may be left in the store, but for a layer
+/// that is whole by itself: its links could be to layers below it.
 #[track_caller]
 fn problem_of(archive: Vec<u8>) -> (EntryProblem, String) {
     let dir = tempfile::tempdir().unwrap();
     let error = convert(archive, dir.path()).unwrap_err();
-    let left: Vec<_> = fs::read_dir(dir.path().join("store")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let left = stored(&dir.path().join("store"));
     assert!(error.is_bad_image());
     let ImageError::BadEntry { source, path, .. } = error else {
         panic!("{error:?}");
     };
+    if source == EntryProblem::LinkToNothing {
+        let whole = left.iter().all(|name| name.starts_with("layers/"));
+        assert!(whole && left.len() == 2, "{left:?}");
+    } else {
+        assert_eq!(left, [""; 0]);
+    }
     (source, path)
 }
 
@@ -38,11 +61,7 @@ fn problem(items: &[Item]) -> EntryProblem {
 fn tree(layers: &[Vec<Item>]) -> Tree {
     let dir = tempfile::tempdir().unwrap();
     simple(dir.path(), layers);
-    read(
-        &to_disk(dir.path(), None, &dir.path().join("store"))
-            .unwrap()
-            .path,
-    )
+    read(&to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap())
 }
 
 fn paths(tree: &Tree) -> Vec<String> {
@@ -363,4 +382,66 @@ fn gnu_long_names_and_large_numbers_are_read() {
     assert_eq!((file.mode, file.size), (0o100_640, 3));
     assert_eq!((file.owner, file.mtime), ((3_000_000_000, 5), (1 << 34, 0)));
     assert_eq!(tree[&b"link"[..]].target, vec![b't'; 300]);
+}
+
+#[test]
+fn a_size_that_no_disk_has_is_refused_before_it_is_read() {
+    for (size, what) in [
+        (1u64 << 40, "bytes of all layers, decompressed"),
+        (u64::MAX >> 1, "bytes of all layers, decompressed"),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("huge").unwrap();
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_cksum();
+        // As much as proves that it is not the end that is noticed.
+        let archive = [header.as_bytes().as_slice(), &[0; 1 << 20]].concat();
+        let dir = tempfile::tempdir().unwrap();
+        let error = convert(archive, dir.path()).unwrap_err();
+        assert!(
+            matches!(error, ImageError::Limit { what: found, .. } if found == what),
+            "{error:?}"
+        );
+        assert_eq!(stored(&dir.path().join("store")), [""; 0]);
+    }
+}
+
+#[test]
+fn a_whiteout_of_nothing_is_nothing() {
+    let tree = tree(&[
+        vec![Item::file("a", "a")],
+        vec![Item::file("d/.wh.never", ""), Item::file(".wh.was", "")],
+    ]);
+    assert_eq!(paths(&tree), ["a", "d"]);
+}
+
+#[test]
+fn a_zstd_window_that_does_not_fit_into_memory_is_refused() {
+    // A frame that asks for a window of 1 GiB, and a raw block of nothing that ends it.
+    let frame = [
+        0x28,
+        0xb5,
+        0x2f,
+        0xfd,
+        0x00,
+        (30 - 10) << 3,
+        0x01,
+        0x00,
+        0x00,
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let layer = blob(dir.path(), Pack::Zstd.oci(), &frame);
+    let config = json!({"rootfs": {"diff_ids": [digest(b"")]}});
+    let config = blob(dir.path(), CONFIG, config.to_string().as_bytes());
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    layout(
+        dir.path(),
+        &[blob(dir.path(), MANIFEST, manifest.to_string().as_bytes())],
+    );
+    let error = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap_err();
+    let ImageError::UnreadableLayer { source, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert!(source.to_string().contains("memory"), "{source}");
 }

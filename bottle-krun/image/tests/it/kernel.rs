@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::slice;
 
-use bottle_image::to_disk;
+use bottle_image::{ImageDisk, to_disk};
 use rustix::fs::{
     AtFlags, CWD, FileType, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
     utimensat,
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::corpus::{Item, Kind, nasty, simple, tar};
 use crate::facts::{Tree, assert_same};
-use crate::reader::read;
+use crate::reader::{joined, read};
 use crate::scan::scan;
 
 /// Runs a program; the error is what it said.
@@ -94,6 +94,19 @@ fn extract(archive: &Path, dir: &Path) -> Result<(), String> {
     .map(drop)
 }
 
+/// Joins a disk into one file, which the checker accepts.
+#[track_caller]
+fn checked(disk: &ImageDisk, dir: &Path) -> PathBuf {
+    let path = dir.join("joined.erofs");
+    fs::write(&path, joined(disk)).unwrap();
+    fsck(&path);
+    for layer in &disk.parts[1..] {
+        fsck(layer);
+    }
+    path
+}
+
+#[track_caller]
 fn fsck(image: &Path) {
     match run("fsck.erofs", &[image.as_os_str()]) {
         Ok(_) => {}
@@ -109,11 +122,11 @@ fn every_kind_of_entry_comes_out_as_tar_extracts_it() {
     let dir = tempfile::tempdir().unwrap();
     let items = nasty();
     simple(dir.path(), slice::from_ref(&items));
-    let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
-    fsck(&disk.path);
-    let ours = read(&disk.path);
+    let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    let path = checked(&disk, dir.path());
+    let ours = read(&disk);
 
-    let mount = match Mounted::erofs(&disk.path, &dir.path().join("mnt")) {
+    let mount = match Mounted::erofs(&path, &dir.path().join("mnt")) {
         Ok(mount) => mount,
         Err(reason) => return eprintln!("skipped: comparison with the kernel: {reason}"),
     };
@@ -188,9 +201,9 @@ fn without_links(mut tree: Tree) -> Tree {
 fn compare_with_overlayfs(layers: &[Vec<Item>]) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     simple(dir.path(), layers);
-    let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
-    fsck(&disk.path);
-    let ours = read(&disk.path);
+    let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    let path = checked(&disk, dir.path());
+    let ours = read(&disk);
 
     // overlayfs wants two layers at least.
     let mut lower = vec!["empty".to_owned()];
@@ -222,11 +235,31 @@ fn compare_with_overlayfs(layers: &[Vec<Item>]) -> Result<(), String> {
         &without_links(ours.clone()),
         "overlayfs and the merged disk",
     );
-    let mounted = Mounted::erofs(&disk.path, &dir.path().join("mnt"))?;
+    let mounted = Mounted::erofs(&path, &dir.path().join("mnt"))?;
     assert_same(
         &scan(&mounted.0),
         &ours,
         "the kernel's view and the reader's",
+    );
+    stack(&disk, dir.path(), &ours)
+}
+
+/// Mounts every layer's own image, and overlayfs over all of them: the same tree again.
+fn stack(disk: &ImageDisk, dir: &Path, merged: &Tree) -> Result<(), String> {
+    let mut mounts = Vec::new();
+    let mut lower = vec![dir.join("empty").to_str().unwrap().to_owned()];
+    for (number, layer) in disk.parts[1..].iter().enumerate() {
+        let at = dir.join(format!("own-{number}"));
+        mounts.push(Mounted::erofs(layer, &at)?);
+        lower.insert(0, at.to_str().unwrap().to_owned());
+    }
+    let options = format!("ro,lowerdir={}", lower.join(":"));
+    let at = dir.join("stack");
+    let mounted = Mounted::new("overlay", &options, Path::new("overlay"), &at)?;
+    assert_same(
+        &without_links(scan(&mounted.0)),
+        &without_links(merged.clone()),
+        "overlayfs over the layers' images and the merged disk",
     );
     Ok(())
 }
@@ -307,9 +340,9 @@ fn a_real_image_comes_out_as_tar_extracts_it() {
         return eprintln!("skipped: BOTTLE_TEST_LAYOUT names no OCI layout with a one-layer image");
     };
     let dir = tempfile::tempdir().unwrap();
-    let disk = to_disk(&layout, None, &dir.path().join("store")).unwrap();
-    fsck(&disk.path);
-    let mount = match Mounted::erofs(&disk.path, &dir.path().join("mnt")) {
+    let disk = to_disk(&layout, None, &dir.path().join("store"), &()).unwrap();
+    let path = checked(&disk, dir.path());
+    let mount = match Mounted::erofs(&path, &dir.path().join("mnt")) {
         Ok(mount) => mount,
         Err(reason) => return eprintln!("skipped: comparison with the kernel: {reason}"),
     };

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use crate::corpus::{
     CONFIG, INDEX, Item, MANIFEST, Pack, blob, digest, host_architecture, image, layout, named, tar,
 };
-use crate::reader::read;
+use crate::hostile::stored;
+use crate::reader::{joined, read};
 
 fn one_layer(dir: &Path, content: &str) -> Value {
     image(
@@ -34,10 +35,8 @@ fn first_layer(dir: &Path, manifest: &Value) -> Value {
 #[track_caller]
 fn failure(dir: &Path, reference: Option<&str>) -> String {
     let store = dir.join("store");
-    let error = to_disk(dir, reference, &store).unwrap_err();
-    if let Ok(entries) = fs::read_dir(&store) {
-        assert_eq!(entries.count(), 0, "the store is not empty");
-    }
+    let error = to_disk(dir, reference, &store, &()).unwrap_err();
+    assert_eq!(stored(&store), [""; 0], "the store is not empty");
     error.to_string()
 }
 
@@ -188,7 +187,7 @@ fn dockers_media_types_are_known() {
     let manifest_type = "application/vnd.docker.distribution.manifest.v2+json";
     let manifest = blob(dir.path(), manifest_type, manifest.to_string().as_bytes());
     layout(dir.path(), &[manifest]);
-    to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
+    to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
 }
 
 #[test]
@@ -206,8 +205,12 @@ fn gzip_zstd_and_plain_layers_give_the_same_disk() {
             (tar(&[Item::file("a", "shorter")]), pack),
         ];
         layout(&dir, &[image(&dir, &layers, &json!({}))]);
-        let disk = to_disk(&dir, None, &dir.join("store")).unwrap();
-        disks.push(fs::read(disk.path).unwrap());
+        let disk = to_disk(&dir, None, &dir.join("store"), &()).unwrap();
+        let names = disk
+            .parts
+            .iter()
+            .map(|part| part.file_name().unwrap().to_owned());
+        disks.push((names.collect::<Vec<_>>(), joined(&disk)));
     }
     assert_eq!(disks[0], disks[1]);
     assert_eq!(disks[0], disks[2]);
@@ -219,15 +222,21 @@ fn a_second_conversion_finds_the_first() {
     let manifest = one_layer(dir.path(), "x");
     layout(dir.path(), slice::from_ref(&manifest));
     let store = dir.path().join("new/store");
-    let first = to_disk(dir.path(), None, &store).unwrap();
+    let first = to_disk(dir.path(), None, &store, &()).unwrap();
     assert!(first.converted);
-    let digest = manifest["digest"].as_str().unwrap();
-    let name = format!("{}-w{}.erofs", &digest[7..], bottle_image::WRITER_VERSION);
-    assert_eq!(first.path, store.join(name));
-    assert_eq!(fs::metadata(&first.path).unwrap().mode() & 0o7777, 0o644);
-    let second = to_disk(dir.path(), None, &store).unwrap();
-    assert_eq!((second.converted, &second.path), (false, &first.path));
-    assert_eq!(read(&first.path)[&b"file"[..]].size, 1);
+    let diff_id = digest(&tar(&[Item::file("file", "x")]));
+    let name = format!("{}-w{}.erofs", &diff_id[7..], bottle_image::WRITER_VERSION);
+    assert_eq!(first.parts[1], store.join("layers").join(name));
+    for path in first.parts.iter().chain([&first.descriptor]) {
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o7777, 0o644);
+    }
+    let second = to_disk(dir.path(), None, &store, &()).unwrap();
+    assert!(!second.converted);
+    assert_eq!(
+        (&second.descriptor, &second.parts),
+        (&first.descriptor, &first.parts)
+    );
+    assert_eq!(read(&first)[&b"file"[..]].size, 1);
 }
 
 #[test]
@@ -255,7 +264,7 @@ fn altered_blobs_are_named_with_both_digests() {
         }
         fs::write(&path, &original).unwrap();
     }
-    to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
+    to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
 }
 
 #[test]

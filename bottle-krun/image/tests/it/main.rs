@@ -14,4 +14,5 @@ mod kernel;
 mod layouts;
 mod reader;
 mod scan;
+mod shared;
 mod stacks;

@@ -1,14 +1,61 @@
-//! A reader of uncompressed EROFS images, written apart from the writer.
+//! A reader of disks, written apart from the writer: VMDK descriptors, and uncompressed EROFS.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use bottle_image::ImageDisk;
 
 use crate::facts::{Facts, Tree, rdev, sha256};
 
-pub(crate) fn read(path: &Path) -> Tree {
-    let bytes = fs::read(path).unwrap();
-    let image = Image { bytes: &bytes };
+/// The tree of a disk.
+#[track_caller]
+pub(crate) fn read(disk: &ImageDisk) -> Tree {
+    read_bytes(&joined(disk))
+}
+
+/// The bytes of a disk, joined as its descriptor says: the parts' directories do not matter.
+#[track_caller]
+pub(crate) fn joined(disk: &ImageDisk) -> Vec<u8> {
+    let text = fs::read_to_string(&disk.descriptor).unwrap();
+    let named = |name: &str| -> &Path {
+        let found = |part: &&PathBuf| part.file_name().unwrap() == name;
+        disk.parts.iter().find(found).unwrap()
+    };
+    let mut bytes = Vec::new();
+    let mut order = Vec::new();
+    for line in text.lines() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let Some(extent) = line.strip_prefix("RDONLY ") else {
+            let (key, _) = line.split_once('=').unwrap();
+            let known = ["version", "CID", "parentCID", "createType"];
+            assert!(known.contains(&key), "{line}");
+            continue;
+        };
+        let quoted: Vec<&str> = extent.split('"').collect();
+        let [size, name, offset] = quoted[..] else {
+            panic!("{line}")
+        };
+        let (sectors, kind) = size.trim().split_once(' ').unwrap();
+        assert_eq!((kind, offset.trim()), ("FLAT", "0"), "{line}");
+        let sectors: usize = sectors.parse().unwrap();
+        assert_eq!(sectors % 8, 0, "{line}");
+        let part = fs::read(named(name)).unwrap();
+        assert_eq!(part.len(), sectors * 512, "{line}");
+        bytes.extend(part);
+        order.push(named(name));
+    }
+    assert_eq!(disk.parts, order, "the order of the parts");
+    assert!(text.starts_with("# Disk DescriptorFile\nversion=1\n"));
+    bytes
+}
+
+/// The tree of an image that is whole by itself.
+#[track_caller]
+pub(crate) fn read_bytes(bytes: &[u8]) -> Tree {
+    let image = Image { bytes };
     assert_eq!(image.u32(1024), 0xe0f5_e1e2, "magic");
     assert_eq!(
         u64::from(image.u32(1024 + 36)) * 4096,

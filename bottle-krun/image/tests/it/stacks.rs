@@ -1,13 +1,14 @@
 //! Random stacks of layers, compared with a model that is as naive as it can be.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 use bottle_image::to_disk;
 use proptest::prelude::*;
 
 use crate::corpus::{Item, Kind, simple};
 use crate::facts::{Facts, Tree, assert_same, rdev, sha256};
-use crate::reader::read;
+use crate::reader::{read, read_bytes};
 
 /// What a path holds; hard links share the number.
 #[derive(Clone, Debug)]
@@ -256,7 +257,11 @@ proptest! {
         let model = merge(&mut layers);
         let dir = tempfile::tempdir().unwrap();
         simple(dir.path(), &layers);
-        let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
-        assert_same(&expected(&model), &read(&disk.path), "model and disk");
+        let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+        assert_same(&expected(&model), &read(&disk), "model and disk");
+        for layer in &disk.parts[1..] {
+            // By itself it is a file system, too.
+            read_bytes(&fs::read(layer).unwrap());
+        }
     }
 }
