@@ -1,14 +1,16 @@
 //! A start as it is seen: one live line on a terminal, plain lines with `-v`, else nothing.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bottle_core::id::BottleId;
+use bottle_core::images::PullReporter;
 use bottle_core::reporter::{Reporter, Stage};
 use bottle_core::text::Escaped;
 
 use crate::printer::Printer;
+use crate::pulling::Pulling;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -29,6 +31,7 @@ pub(crate) struct Progress {
     shape: Shape,
     since: Instant,
     current: Mutex<BTreeSet<Stage>>,
+    pulling: Arc<Pulling>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,12 +54,18 @@ impl Progress {
             Verbosity::Normal if terminal => Shape::Live,
             Verbosity::Normal | Verbosity::Quiet => Shape::Nothing,
         };
+        // A start that nobody looks at says nothing of its own accord.
+        let heard = match shape {
+            Shape::Nothing => Verbosity::Quiet,
+            Shape::Lines | Shape::Live => verbosity,
+        };
         Self {
             printer: printer.clone(),
             id: id.clone(),
             shape,
             since: Instant::now(),
             current: Mutex::default(),
+            pulling: Arc::new(Pulling::new(printer, heard, terminal)),
         }
     }
 
@@ -87,6 +96,10 @@ impl Drop for Progress {
 }
 
 impl Reporter for Progress {
+    fn pull(&self) -> Arc<dyn PullReporter> {
+        Arc::clone(&self.pulling) as _
+    }
+
     fn began(&self, stage: Stage) {
         self.change(|current| {
             current.insert(stage);

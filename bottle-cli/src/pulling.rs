@@ -14,18 +14,21 @@ use crate::sizes::bytes;
 const SHORT: usize = 19;
 
 /// Tells a pull on standard error.
+#[derive(Debug)]
 pub(crate) struct Pulling {
     printer: Printer,
     shape: Shape,
     layers: Mutex<Vec<Layer>>,
 }
 
+#[derive(Debug)]
 enum Shape {
     Bars(MultiProgress),
     Lines,
     Nothing,
 }
 
+#[derive(Debug)]
 struct Layer {
     digest: String,
     size: u64,
@@ -106,6 +109,7 @@ impl PullReporter for Pulling {
             return;
         };
         let bar = layer.bar.get_or_insert_with(|| {
+            self.printer.hide();
             let bar = ProgressBar::new(layer.size)
                 .with_style(style())
                 .with_prefix(layer.digest.clone());

@@ -1,10 +1,12 @@
 //! The images that a backend keeps: how they come, what they are and take up, how they go.
 
 use std::fmt::Debug;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::backend::BackendError;
 use crate::spec::ImageSource;
@@ -60,6 +62,40 @@ pub trait Images: Send + Sync + Debug {
     /// [`BackendError::Failed`] if something cannot be removed.
     async fn prune(&self, all: bool) -> Result<Removed, BackendError>;
 }
+
+/// When a start asks a registry for its image.
+///
+/// Images that are files of this host are looked at in any case.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "docker's users know these three")]
+pub enum Pull {
+    /// If it is not here.
+    #[default]
+    Missing,
+    /// In any case: a tag may mean another image today.
+    Always,
+    /// Not at all: an image that is not here is an error.
+    Never,
+}
+
+impl FromStr for Pull {
+    type Err = ParsePullError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePullError> {
+        match text {
+            "missing" => Ok(Self::Missing),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err(ParsePullError),
+        }
+    }
+}
+
+/// A word that says nothing about pulling.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[error("write `missing`, `always` or `never`")]
+#[non_exhaustive]
+pub struct ParsePullError;
 
 /// What is known of one image under one name.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

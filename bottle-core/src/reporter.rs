@@ -1,8 +1,11 @@
 //! What happens during a start, told as values; wording and colour belong to the command line.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::images::{NeededLayer, PullReporter};
 
 /// A stage of a start, in the order in which they end.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -68,11 +71,21 @@ pub trait Reporter: Send + Sync {
     fn began(&self, stage: Stage);
     /// A stage ended well, after `took`; `note` says in a few words what came of it.
     fn ended(&self, stage: Stage, took: Duration, note: &str);
+    /// Returns who hears of the layers that come in during [`Stage::Image`].
+    fn pull(&self) -> Arc<dyn PullReporter> {
+        Arc::new(Silent)
+    }
 }
 
 /// Hears and says nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
+
+impl PullReporter for Silent {
+    fn found(&self, _: &[NeededLayer]) {}
+    fn read(&self, _: usize, _: u64) {}
+    fn done(&self, _: usize) {}
+}
 
 impl Reporter for Silent {
     fn began(&self, _: Stage) {}

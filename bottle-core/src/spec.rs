@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::id::BottleId;
+use crate::images::Pull;
 use crate::policy::{HostName, Policy};
 use crate::secret::Secret;
 use crate::units::{MiB, Vcpus};
@@ -24,6 +25,8 @@ pub struct Spec {
     pub name: BottleId,
     /// What to boot.
     pub image: ImageSource,
+    /// When its registry is asked for it.
+    pub pull: Pull,
     /// What to run; absent means the image's own entrypoint and command.
     pub command: Option<Vec<String>>,
     /// Who runs it; absent means the image's own user, and root if it names none.
@@ -56,6 +59,7 @@ impl Spec {
         Self {
             name,
             image,
+            pull: Pull::default(),
             command: None,
             user: None,
             env: Env::default(),
@@ -134,8 +138,27 @@ pub struct Resources {
     pub vcpus: Vcpus,
     /// Memory. Default 1024 MiB: more costs boot time, and pages are only taken when touched.
     pub memory: MiB,
-    /// Virtual size of the writable overlay. Default 20 GiB; the file is sparse.
-    pub disk: MiB,
+    /// Where what is written is kept. Default: on a disk of 20 GiB.
+    pub overlay: Overlay,
+}
+
+/// Where what a bottle writes is kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third place")]
+pub enum Overlay {
+    /// On a disk of this virtual size; its file is sparse.
+    Disk(MiB),
+    /// In the bottle's memory.
+    Memory,
+}
+
+impl Display for Overlay {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(size) => size.fmt(f),
+            Self::Memory => f.write_str("in memory"),
+        }
+    }
 }
 
 impl Default for Resources {
@@ -143,7 +166,7 @@ impl Default for Resources {
         Self {
             vcpus: Vcpus::ONE,
             memory: MiB(1024),
-            disk: MiB(20 * 1024),
+            overlay: Overlay::Disk(MiB(20 * 1024)),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use std::env;
+use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +23,8 @@ use bottle_core::backend::{
 };
 use bottle_core::id::BottleId;
 use bottle_core::reporter::{Reporter, Stage};
-use bottle_core::spec::{ImageSource, Spec};
+use bottle_core::spec::{ImageSource, Overlay, Spec};
+use bottle_core::units::MiB;
 use bottle_image::{ImageDisk, ImageError};
 use bottle_wire::client::{Launch, LaunchReport, Open};
 use bottle_wire::message;
@@ -190,18 +192,9 @@ impl Backend for KrunBackend {
 
         clock.begin(Stage::Disks);
         let (dirs, claim) = self.claim(&spec, &mut id)?;
-        let shortage = Room::of(&dirs.state)
-            .and_then(|room| room.shortage())
-            .map_err(|error| start_failed(&id, Stage::Disks, Blame::Environment, error))?;
-        if let Some(why) = shortage {
-            let error = io::Error::new(io::ErrorKind::StorageFull, why);
-            return Err(start_failed(&id, Stage::Disks, Blame::Environment, error));
+        if let Overlay::Disk(size) = spec.resources.overlay {
+            make_overlay(&id, &dirs, size).await?;
         }
-        let overlay = (dirs.overlay(), spec.resources.disk.bytes());
-        spawn_blocking(move || bottle_image::make_overlay(&overlay.0, overlay.1))
-            .await
-            .expect("making a file system does not panic")
-            .map_err(|error| start_failed(&id, Stage::Disks, Blame::Environment, error))?;
         clock.end("");
 
         clock.begin(Stage::Shim);
@@ -398,6 +391,24 @@ impl Drop for Claim {
             self.remove();
         }
     }
+}
+
+/// Makes the writable disk, if the host has room for what will be written to it.
+async fn make_overlay(id: &BottleId, dirs: &Dirs, size: MiB) -> Result<(), BackendError> {
+    let failed = |error: Box<dyn Error + Send + Sync>| {
+        start_failed(id, Stage::Disks, Blame::Environment, error)
+    };
+    let shortage = Room::of(&dirs.state).and_then(|room| room.shortage());
+    if let Some(why) = shortage.map_err(|error| failed(error.into()))? {
+        return Err(failed(
+            io::Error::new(io::ErrorKind::StorageFull, why).into(),
+        ));
+    }
+    let path = dirs.overlay();
+    spawn_blocking(move || bottle_image::make_overlay(&path, size.bytes()))
+        .await
+        .expect("making a file system does not panic")
+        .map_err(|error| failed(error.into()))
 }
 
 /// Sends the launch and follows the shim's reports to their end.

@@ -6,7 +6,7 @@ use std::path::Path;
 use bottle_core::backend::PlanLine;
 use bottle_core::id::{BottleId, MAX_ID_LEN};
 use bottle_core::policy::Rule;
-use bottle_core::spec::{ImageSource, Resolve, Spec};
+use bottle_core::spec::{ImageSource, Overlay, Resolve, Spec};
 use bottle_core::text::Escaped;
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
 use bottle_wire::client::{Launch, LaunchImage, LaunchResolve};
@@ -133,7 +133,7 @@ pub(crate) fn plan_lines(
             let sizes = spec.resources;
             format!(
                 "{} CPU, {}, overlay {}",
-                sizes.vcpus, sizes.memory, sizes.disk
+                sizes.vcpus, sizes.memory, sizes.overlay
             )
         }),
         line("user", or(user_of(spec, &image.config), "root")),
@@ -199,6 +199,7 @@ pub(crate) fn launch_of(
     let Spec {
         name,
         image: _,
+        pull: _,
         command: _,
         user: _,
         env: _,
@@ -218,7 +219,7 @@ pub(crate) fn launch_of(
             descriptor: disk.descriptor.clone(),
             parts: disk.parts.clone(),
         },
-        overlay: dirs.overlay(),
+        overlay: matches!(resources.overlay, Overlay::Disk(_)).then(|| dirs.overlay()),
         state_dir: dirs.state.clone(),
         runtime_dir: dirs.runtime.clone(),
         vcpus: resources.vcpus.0.get(),

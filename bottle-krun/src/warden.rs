@@ -62,7 +62,7 @@ fn serve(shim: &Channel) -> Result<(), Failure> {
     PrivateRoot::build(&Sources {
         descriptor: order.image.descriptor(),
         parts: &order.image.parts().collect::<Vec<_>>(),
-        overlay: &order.overlay,
+        overlay: order.overlay.as_deref(),
         sockets: &order.sockets,
         console: &order.console,
     })?;

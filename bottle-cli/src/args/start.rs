@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use bottle_core::id::BottleId;
+use bottle_core::images::Pull;
 use bottle_core::policy::Rule;
 use bottle_core::spec::{ImageSource, Resolve, UserName};
 use bottle_core::units::{MiB, Vcpus};
@@ -19,6 +20,9 @@ pub(crate) struct StartArgs {
     /// Boot this image
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<ImageSource>,
+    /// Ask the registry for the image if it is not here, always, or never [default: missing]
+    #[arg(long, value_name = "missing|always|never")]
+    pub(crate) pull: Option<Pull>,
     /// Name the bottle, `a-z`, `0-9` and `-` (default: made up)
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<BottleId>,
@@ -46,6 +50,9 @@ pub(crate) struct StartArgs {
     /// (default: 20g)
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk: Option<MiB>,
+    /// Keep what is written in its memory, and on no disk
+    #[arg(long, conflicts_with = "disk")]
+    pub(crate) ephemeral: bool,
     /// Also trust the CA certificates of this PEM file for the hosts it reaches (can be repeated)
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca: Vec<PathBuf>,

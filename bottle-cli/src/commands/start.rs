@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Error, anyhow};
 use bottle_core::backend::Plan;
 use bottle_core::event::{Event, Happening};
 use bottle_core::policy::Policy;
 use bottle_core::secret::{MIN_SECRET_LEN, Secret};
-use bottle_core::spec::{Env, Spec};
+use bottle_core::spec::{Env, Overlay, Spec};
 use bottle_core::text::EscapedUpTo;
 use serde_json::json;
+use tokio::task::spawn_blocking;
 
 use super::unprintable;
 use crate::args::{Args, EnvArg, SecretRef, StartArgs};
@@ -37,7 +39,14 @@ pub(super) async fn run(
 ) -> Result<Status, Failure> {
     let backend = host.registry.make(&args.backend)?;
     let spec = spec(start, host)?;
-    let plan = backend.plan(&spec)?;
+    let planner = Arc::clone(&backend);
+    let plan = tokio::select! {
+        // It may have to ask a registry.
+        plan = spawn_blocking(move || planner.plan(&spec)) => {
+            plan.expect("planning does not panic")?
+        }
+        Some(signal) = host.signals.recv() => return Ok(Status::signaled(signal.number())),
+    };
     if start.dry_run {
         printer
             .data(&shown(&plan, start.json))
@@ -78,6 +87,7 @@ pub(super) async fn run(
 fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     let StartArgs {
         image,
+        pull,
         name,
         allow,
         env,
@@ -86,6 +96,7 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
         cpus,
         memory,
         disk,
+        ephemeral,
         upstream_ca,
         resolve,
         dry_run: _,
@@ -99,6 +110,7 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
         ));
     };
     let mut spec = Spec::new(name.clone().unwrap_or_else(names::make_up), image);
+    spec.pull = pull.unwrap_or_default();
     spec.command = (!command.is_empty()).then(|| command.clone());
     spec.user.clone_from(user);
     spec.env = variables(env, host)?;
@@ -112,7 +124,12 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     }
     spec.resources.vcpus = cpus.unwrap_or(spec.resources.vcpus);
     spec.resources.memory = memory.unwrap_or(spec.resources.memory);
-    spec.resources.disk = disk.unwrap_or(spec.resources.disk);
+    if let Some(size) = disk {
+        spec.resources.overlay = Overlay::Disk(*size);
+    }
+    if *ephemeral {
+        spec.resources.overlay = Overlay::Memory;
+    }
     Ok(spec)
 }
 

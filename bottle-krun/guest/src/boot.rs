@@ -4,7 +4,7 @@
 //! virtual root (virtiofs without a host directory): /dev /proc /sys /run, the nonce, this program
 //!   /run            tmpfs, for the mount points
 //!   /run/image      EROFS, read-only
-//!   /run/overlay    ext4: upper, work
+//!   /run/overlay    ext4, or of an ephemeral bottle tmpfs: upper, work
 //!   /run/root       overlay of both  ── moved over / ──►  / of everything that follows
 //! ```
 //!
@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use bottle_wire::guest::{NONCE_FILE, disk};
+use bottle_wire::guest::{EPHEMERAL_FILE, NONCE_FILE, disk};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
@@ -28,6 +28,9 @@ use crate::error::{InitError, failed, unless_busy};
 
 /// Open files that one process of a bottle may have at first, and at most.
 const FILES: (u64, u64) = (65_536, 1_048_576);
+
+/// How much of a bottle's memory its files may take up, if it has no disk for them.
+const EPHEMERAL_SIZE: &str = "size=50%";
 
 /// What booting leaves behind.
 #[derive(Debug)]
@@ -84,7 +87,6 @@ fn read_nonce(path: &Path) -> Result<[u8; 32], InitError> {
 fn mount_disks() -> Result<File, InitError> {
     let sys_block = Path::new("/sys/block");
     let image = disks::find(sys_block, disk::IMAGE)?;
-    let overlay = disks::find(sys_block, disk::OVERLAY)?;
     for dir in ["/run/image", "/run/overlay", "/run/root"] {
         fs::create_dir(dir).map_err(failed("make", dir))?;
     }
@@ -97,14 +99,7 @@ fn mount_disks() -> Result<File, InitError> {
         None::<&str>,
     )
     .map_err(failed("mount the image", image.display().to_string()))?;
-    mount(
-        Some(&overlay),
-        "/run/overlay",
-        Some("ext4"),
-        MsFlags::MS_NOATIME,
-        None::<&str>,
-    )
-    .map_err(failed("mount the overlay", overlay.display().to_string()))?;
+    mount_overlay(sys_block)?;
     make_upper(Path::new("/run/image"), Path::new("/run/overlay"))?;
     let options = "lowerdir=/run/image,upperdir=/run/overlay/upper,workdir=/run/overlay/work,\
                    redirect_dir=on";
@@ -121,6 +116,23 @@ fn mount_disks() -> Result<File, InitError> {
         .custom_flags(libc::O_DIRECTORY)
         .open("/run/overlay")
         .map_err(failed("open", "/run/overlay"))
+}
+
+/// Mounts what is written to: the overlay's disk, unless the bottle is said to have none.
+fn mount_overlay(sys_block: &Path) -> Result<(), InitError> {
+    let target = "/run/overlay";
+    if Path::new(EPHEMERAL_FILE).exists() {
+        return mount_fs("tmpfs", target, MsFlags::MS_NOATIME, EPHEMERAL_SIZE);
+    }
+    let disk = disks::find(sys_block, disk::OVERLAY)?;
+    mount(
+        Some(&disk),
+        target,
+        Some("ext4"),
+        MsFlags::MS_NOATIME,
+        None::<&str>,
+    )
+    .map_err(failed("mount the overlay", disk.display().to_string()))
 }
 
 /// Makes the overlay's directories; the root of the whole has the image's owner and mode.

@@ -3,7 +3,7 @@
 //! ```text
 //! /dev/kvm     the device                         (the path is fixed in libkrun)
 //! /d/image/…   the image's disk: `disk.vmdk` and the files that it joins, read-only mounts
-//! /d/overlay   the writable disk
+//! /d/overlay   the writable disk, if there is one
 //! /s           the directory of the control socket, read-only mount: connecting still works
 //! /console     a FIFO that the shim drains
 //! ```
@@ -48,8 +48,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) descriptor: &'a Path,
     /// The files that it names by their file names.
     pub(crate) parts: &'a [PathBuf],
-    /// The overlay's disk.
-    pub(crate) overlay: &'a Path,
+    /// The overlay's disk, if there is one.
+    pub(crate) overlay: Option<&'a Path>,
     /// The directory with the control socket; the root is built over it.
     pub(crate) sockets: &'a Path,
     /// The console's FIFO.
@@ -156,10 +156,13 @@ fn entries<'a>(sources: &Sources<'a>) -> Result<Vec<Entry<'a>>, Failure> {
     let mut entries = vec![
         entry(Path::new(KVM), KVM, SFlag::S_IFCHR, Access::ReadWrite),
         entry(descriptor, IMAGE, SFlag::S_IFREG, Access::ReadOnly),
-        entry(overlay, OVERLAY, SFlag::S_IFREG, Access::ReadWrite),
         entry(sockets, SOCKETS, SFlag::S_IFDIR, Access::ReadOnly),
         entry(console, CONSOLE, SFlag::S_IFIFO, Access::ReadWrite),
     ];
+    if let Some(overlay) = overlay {
+        let overlay = entry(overlay, OVERLAY, SFlag::S_IFREG, Access::ReadWrite);
+        entries.push(overlay);
+    }
     for part in parts {
         let name = part.file_name().ok_or_else(|| {
             let what = format!("`{}` is not the name of a file", part.display());

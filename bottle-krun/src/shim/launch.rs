@@ -261,7 +261,12 @@ async fn start(
     let control =
         ControlSocket::bind(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
     let listener = listen(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
-    let room = Room::of(&dirs.state).map_err(|error| stages.failed(Blame::Environment, error))?;
+    // What is written to memory takes no room here.
+    let room = match &overlay {
+        Some(_) => Room::of(&dirs.state).map(Some),
+        None => Ok(None),
+    };
+    let room = room.map_err(|error| stages.failed(Blame::Environment, error))?;
     let LaunchImage { descriptor, parts } = image;
     let config = VmConfig {
         id: id.clone(),

@@ -48,7 +48,8 @@ pub(super) struct Running {
     pub(super) egress: Egress,
     pub(super) console: Console,
     pub(super) record: Arc<Record>,
-    pub(super) room: Room,
+    /// Of an overlay on a disk.
+    pub(super) room: Option<Room>,
     pub(super) default_argv: Vec<String>,
 }
 
@@ -100,9 +101,9 @@ impl Running {
         let owner = tokio::spawn(clients::serve(Arc::clone(&shared), owner, pending.clone()));
         let others = tokio::spawn(serve_others(listener, shared, pending));
         let tripwire = tokio::spawn(tripwire.watch(Arc::clone(&record)));
-        let room = vm
-            .brake()
-            .map(|brake| tokio::spawn(room.watch(brake, condition_send, Arc::clone(&record))));
+        let room = room.zip(vm.brake()).map(|(room, brake)| {
+            tokio::spawn(room.watch(brake, condition_send, Arc::clone(&record)))
+        });
 
         let said = async { message::read::<_, ToHost>(&mut control).await };
         let why = tokio::select! {

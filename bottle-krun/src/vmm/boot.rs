@@ -146,40 +146,50 @@ fn describe(kernel: &KernelLibrary, order: &Order) -> Result<KrunContext, Failur
         }]);
         let mut context = KrunContext::new(kernel, &vsock)?;
         context.set_machine(order.vcpus, order.memory)?;
-        context.set_root(&virtual_root(order.nonce)?)?;
+        context.set_root(&virtual_root(order.nonce, order.overlay.is_none())?)?;
         context.add_disk(&Disk {
             serial: text("serial", guest::disk::IMAGE)?,
             path: text("path", root::IMAGE)?,
             format: DiskFormat::Vmdk,
             access: DiskAccess::ReadOnly,
         })?;
-        context.add_disk(&Disk {
-            serial: text("serial", guest::disk::OVERLAY)?,
-            path: text("path", root::OVERLAY)?,
-            format: DiskFormat::Raw,
-            // A bottle's overlay ends with it in this form.
-            access: DiskAccess::Throwaway,
-        })?;
+        if order.overlay.is_some() {
+            context.add_disk(&Disk {
+                serial: text("serial", guest::disk::OVERLAY)?,
+                path: text("path", root::OVERLAY)?,
+                format: DiskFormat::Raw,
+                // A bottle's overlay ends with it in this form.
+                access: DiskAccess::Throwaway,
+            })?;
+        }
         context.set_console(&text("console", root::CONSOLE)?)?;
         Ok(context)
     };
     build().or_failure(step, "describe the machine to libkrun")
 }
 
-fn virtual_root(nonce: [u8; 32]) -> Result<VirtualRoot, KrunError> {
+fn virtual_root(nonce: [u8; 32], ephemeral: bool) -> Result<VirtualRoot, KrunError> {
     let directories = DIRECTORIES
         .into_iter()
         .map(|directory| text("directory", directory))
         .collect::<Result<_, _>>()?;
+    let mut files = vec![VirtualFile {
+        path: text("nonce", guest::NONCE_FILE)?,
+        // libkrun reads it when the guest does: it must live as long as the process.
+        content: Box::leak(Box::new(nonce)),
+        mode: 0o400,
+    }];
+    if ephemeral {
+        files.push(VirtualFile {
+            path: text("mark", guest::EPHEMERAL_FILE)?,
+            content: b"",
+            mode: 0o400,
+        });
+    }
     Ok(VirtualRoot {
         directories,
         init: INIT,
-        files: vec![VirtualFile {
-            path: text("nonce", guest::NONCE_FILE)?,
-            // libkrun reads it when the guest does: it must live as long as the process.
-            content: Box::leak(Box::new(nonce)),
-            mode: 0o400,
-        }],
+        files,
     })
 }
 

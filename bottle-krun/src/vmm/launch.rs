@@ -55,8 +55,8 @@ pub(crate) struct VmConfig {
     pub(crate) kernel: PathBuf,
     /// The image's disk; read by the jail's user.
     pub(crate) image: Image,
-    /// The overlay's disk; as root it is given to the jail's user.
-    pub(crate) overlay: PathBuf,
+    /// The overlay's disk, if there is one; as root it is given to the jail's user.
+    pub(crate) overlay: Option<PathBuf>,
     /// Virtual CPUs.
     pub(crate) vcpus: Vcpus,
     /// Memory.
@@ -132,7 +132,8 @@ fn hand_over(config: &VmConfig, identity: Identity) -> Result<(), LaunchError> {
         let path = path.to_owned();
         move |source| LaunchError::HandOver { path, source }
     };
-    for path in [&config.overlay, &config.console, &control] {
+    let overlay = config.overlay.iter();
+    for path in overlay.chain([&config.console, &control]) {
         lchown(path, Some(owner), Some(owner)).map_err(refused(path))?;
     }
     chown(&config.sockets, None, Some(owner)).map_err(refused(&config.sockets))?;

@@ -26,8 +26,8 @@ pub(crate) struct Order {
     pub(crate) kernel: PathBuf,
     /// The image's disk.
     pub(crate) image: Image,
-    /// The overlay's disk, absolute.
-    pub(crate) overlay: PathBuf,
+    /// The overlay's disk, absolute, if there is one.
+    pub(crate) overlay: Option<PathBuf>,
     /// The directory with the control socket, absolute.
     pub(crate) sockets: PathBuf,
     /// The console's FIFO, absolute.

@@ -104,7 +104,7 @@ fn bench(id: &str) -> Option<Bench> {
         helper,
         kernel,
         image: Image::new(path("descriptor"), vec![path("image")]).unwrap(),
-        overlay: path("overlay"),
+        overlay: Some(path("overlay")),
         vcpus: Vcpus::ONE,
         memory: MiB(256),
         nonce: [7; 32],

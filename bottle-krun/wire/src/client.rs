@@ -67,8 +67,8 @@ pub struct Launch {
     pub kernel: PathBuf,
     /// The read-only disk.
     pub image: LaunchImage,
-    /// The writable disk.
-    pub overlay: PathBuf,
+    /// The writable disk; absent means that what is written stays in memory.
+    pub overlay: Option<PathBuf>,
     /// The bottle's directory of state.
     pub state_dir: PathBuf,
     /// The bottle's directory of sockets.

@@ -11,7 +11,7 @@ use bottle_core::backend::{Backend, Command, Condition, ExitStatus};
 use bottle_core::event::Happening;
 use bottle_core::id::BottleId;
 use bottle_core::reporter::Silent;
-use bottle_core::spec::{ImageSource, Spec};
+use bottle_core::spec::{ImageSource, Overlay, Spec};
 use bottle_core::units::MiB;
 use bottle_krun::KrunBackend;
 use bottle_tests::bench::{Output, finish};
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 fn a_full_disk_is_no_space_left_in_the_guest_and_nothing_worse() {
     in_own_bottle(
         "full",
-        |spec| spec.resources.disk = MiB(64),
+        |spec| spec.resources.overlay = Overlay::Disk(MiB(64)),
         async |bench| {
             let fill = "head -c 200000000 /dev/zero >/home/agent/fill";
             let said = bench.run(["sh", "-c", fill]).await?.failure()?;
@@ -33,6 +33,30 @@ fn a_full_disk_is_no_space_left_in_the_guest_and_nothing_worse() {
             let again =
                 "rm /home/agent/fill && echo fine >/home/agent/file && cat /home/agent/file";
             assert_eq!(bench.run(["sh", "-c", again]).await?.success()?, "fine");
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn an_ephemeral_bottle_keeps_what_it_writes_in_memory_and_is_told_when_that_is_full() {
+    in_own_bottle(
+        "ephemeral",
+        |spec| {
+            spec.resources.overlay = Overlay::Memory;
+            spec.resources.memory = MiB(512);
+        },
+        async |bench| {
+            let state = bench.host.state_of(bench.bottle.id());
+            ensure!(!state.join("overlay.ext4").exists());
+            let write = "echo kept >/home/agent/file && sudo rm /etc/hostname && \
+                         cat /home/agent/file";
+            assert_eq!(bench.run(["sh", "-c", write]).await?.success()?, "kept");
+            let fill = "head -c 400000000 /dev/zero >/home/agent/fill";
+            let said = bench.run(["sh", "-c", fill]).await?.failure()?;
+            ensure!(said.contains("No space left on device"), "{said}");
+            let again = "rm /home/agent/fill && cat /home/agent/file";
+            assert_eq!(bench.run(["sh", "-c", again]).await?.success()?, "kept");
             Ok(())
         },
     );
