@@ -37,7 +37,7 @@ use crate::error::{ShimError, failed, from_shim, start_failed};
 use crate::host::vcpu::kvm_glance;
 use crate::host::{KernelMissing, KvmStatus, find_kernel};
 use crate::options::KrunOptions;
-use crate::plan::{default_argv, launch_of, layout, new_id, plan_lines};
+use crate::plan::{default_argv, launch_of, new_id, plan_lines};
 use crate::reexec::Role;
 use crate::state::{self, CLIENT_SOCKET, Dirs, StateError};
 
@@ -81,10 +81,8 @@ impl KrunBackend {
     async fn image_disk(&self, source: &ImageSource) -> Result<ImageDisk, ImageError> {
         let store = self.options.image_store.clone();
         let source = source.clone();
-        let work = move || {
-            let (dir, reference) = layout(&source);
-            bottle_image::to_disk(dir, reference, &store)
-        };
+        let sources = self.options.sources.clone();
+        let work = move || bottle_image::to_disk(&source, &sources, &store);
         spawn_blocking(work)
             .await
             .expect("the converter does not panic")
@@ -119,8 +117,8 @@ impl Backend for KrunBackend {
             return unsupported(format!("boot a bottle with less than {MIN_MEMORY_MIB} MiB"));
         }
         let op = || format!("plan bottle `{}`", spec.name);
-        let (dir, reference) = layout(&spec.image);
-        let image = bottle_image::find(dir, reference).map_err(|error| BackendError::Failed {
+        let found = bottle_image::find(&spec.image, &self.options.sources);
+        let image = found.map_err(|error| BackendError::Failed {
             op: op(),
             blame: Blame::User,
             hint: None,

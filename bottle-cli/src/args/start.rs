@@ -16,8 +16,9 @@ use super::{EnvArg, SecretRef};
 Standard input, output and error are the command's. Its status becomes the exit status.
 Control-C goes to the command; a second one within 2 s, or SIGTERM, stops the bottle.")]
 pub(crate) struct StartArgs {
-    /// Boot this OCI image layout
-    #[arg(long, value_name = "oci:DIR[:TAG]")]
+    /// Boot this image: of a registry (`debian:12`), a layout (`oci:DIR[:TAG]`), a file
+    /// (`oci-archive:FILE`, `docker-archive:FILE`) or standard input (`-`)
+    #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<ImageSource>,
     /// Name the bottle, `a-z`, `0-9` and `-` (default: made up)
     #[arg(long, value_name = "NAME")]

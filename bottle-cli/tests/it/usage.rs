@@ -46,8 +46,9 @@ async fn the_help_of_start_names_every_flag() {
       [CMD]...  Run this command (default: the image's)
 
     Options:
-          --image <oci:DIR[:TAG]>
-              Boot this OCI image layout
+          --image <IMAGE>
+              Boot this image: of a registry (`debian:12`), a layout (`oci:DIR[:TAG]`), a file
+              (`oci-archive:FILE`, `docker-archive:FILE`) or standard input (`-`)
           --name <NAME>
               Name the bottle, `a-z`, `0-9` and `-` (default: made up)
           --allow <HOST[:PORT]>
@@ -107,7 +108,7 @@ async fn an_unknown_flag_is_answered_with_the_nearest_one() {
       tip: a similar argument exists: '--allow'
       tip: to pass '--alow' as a value, use '-- --alow'
 
-    Usage: bottle start --image <oci:DIR[:TAG]> --name <NAME> --allow <HOST[:PORT]> [-- <CMD>...]
+    Usage: bottle start --image <IMAGE> --name <NAME> --allow <HOST[:PORT]> [-- <CMD>...]
 
     For more information, try '--help'.
     ");
@@ -189,10 +190,15 @@ async fn every_other_malformed_value_is_refused_with_what_would_do() {
         ),
         (
             "--image",
-            "debian:12",
-            "write `oci:DIR` for an OCI image layout",
+            "./images/base",
+            "write `oci:./images/base` for an OCI layout",
         ),
-        ("--image", "oci:", "is not `oci:DIR` or `oci:DIR:TAG`"),
+        ("--image", "oci:", "it names no place; write `oci:DIR`"),
+        (
+            "--image",
+            "Debian",
+            "a repository's name has no upper-case letters",
+        ),
         ("--name", "../web", "'.' is not allowed in a name"),
         ("--resolve", "api.test:443", "is not `HOST:PORT:ADDR`"),
         (

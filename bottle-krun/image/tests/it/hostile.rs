@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bottle_image::{EntryProblem, ImageError, to_disk};
+use bottle_image::{EntryProblem, ImageError};
 
+use crate::calls::to_disk;
 use crate::corpus::{Item, Kind, Pack, image, layout, simple, tar};
 use crate::facts::Tree;
 use crate::reader::read;

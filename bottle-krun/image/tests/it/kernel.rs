@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::slice;
 
-use bottle_image::to_disk;
 use rustix::fs::{
     AtFlags, CWD, FileType, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
     utimensat,
@@ -19,6 +18,7 @@ use rustix::fs::{
 use rustix::process::geteuid;
 use serde_json::Value;
 
+use crate::calls::to_disk;
 use crate::corpus::{Item, Kind, nasty, simple, tar};
 use crate::facts::{Tree, assert_same};
 use crate::reader::read;

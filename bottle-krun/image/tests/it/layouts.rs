@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::slice;
 
-use bottle_image::{ImageConfig, ImageError, find, to_disk};
+use bottle_image::{ImageConfig, ImageError};
 use serde_json::{Value, json};
 
+use crate::calls::{find, to_disk};
 use crate::corpus::{
     CONFIG, INDEX, Item, MANIFEST, Pack, blob, digest, host_architecture, image, layout, named, tar,
 };
@@ -69,6 +70,9 @@ fn the_only_image_needs_no_name() {
         "User": "agent",
         "WorkingDir": "/home/agent",
         "StopSignal": "SIGINT",
+        "Volumes": {"/data": {}, "/cache": {}},
+        "ExposedPorts": {"80/tcp": {}},
+        "Labels": {"b": "2", "a": "1"},
     });
     let manifest = image(dir.path(), &[(tar(&[]), Pack::Gzip)], &run);
     layout(dir.path(), &[named(manifest.clone(), "base")]);
@@ -84,6 +88,12 @@ fn the_only_image_needs_no_name() {
             user: "agent".to_owned(),
             working_dir: "/home/agent".to_owned(),
             stop_signal: "SIGINT".to_owned(),
+            volumes: vec!["/cache".to_owned(), "/data".to_owned()],
+            exposed_ports: vec!["80/tcp".to_owned()],
+            labels: vec![pair("a", "1"), pair("b", "2")],
+            created: String::new(),
+            architecture: host_architecture().to_owned(),
+            os: "linux".to_owned(),
         }
     );
     assert_eq!(find(dir.path(), Some("base")).unwrap(), found);

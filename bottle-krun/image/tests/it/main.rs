@@ -7,11 +7,18 @@
               and what is skipped must be said"
 )]
 
+mod archives;
+mod calls;
 mod corpus;
+mod docker_registry;
 mod facts;
+mod faults;
 mod hostile;
 mod kernel;
 mod layouts;
+mod pull;
 mod reader;
+mod registry;
+mod resume;
 mod scan;
 mod stacks;

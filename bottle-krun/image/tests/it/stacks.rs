@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bottle_image::to_disk;
 use proptest::prelude::*;
 
+use crate::calls::to_disk;
 use crate::corpus::{Item, Kind, simple};
 use crate::facts::{Facts, Tree, assert_same, rdev, sha256};
 use crate::reader::read;
