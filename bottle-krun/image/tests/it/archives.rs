@@ -190,6 +190,7 @@ fn several_saved_images_are_listed() {
         "{message}"
     );
     is_the_image(&disk(&dir, &format!("{name}:two:2")).unwrap());
+    fs::remove_dir_all(dir.path().join("store")).unwrap();
     saved.manifest[0]["RepoTags"] = Value::Null;
     let message = failure(&dir, &format!("{}:three", saved.write(&dir)));
     assert!(message.ends_with("it has: two:2"), "{message}");

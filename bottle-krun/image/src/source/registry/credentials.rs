@@ -275,6 +275,9 @@ fn ask(
         helper: helper.clone(),
         reason,
     };
+    if output.len() as u64 > MAX_ANSWER {
+        return Err(failed("its answer is too long"));
+    }
     if !status.success() {
         let output = String::from_utf8_lossy(&output);
         return if NOT_FOUND.iter().any(|known| output.trim() == *known) {
@@ -282,9 +285,6 @@ fn ask(
         } else {
             Err(failed("it ended with an error"))
         };
-    }
-    if output.len() as u64 > MAX_ANSWER {
-        return Err(failed("its answer is too long"));
     }
     let Answer { username, secret } =
         serde_json::from_slice(&output).map_err(|_| failed("its answer is malformed"))?;
