@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::calls::chain;
-use crate::corpus::{Item, Pack, digest, host_architecture, image, layout, named, tar};
+use crate::corpus::{Item, Kind, Pack, digest, host_architecture, image, layout, named, tar};
 use crate::pull::files;
 use crate::reader::read;
 
@@ -271,8 +271,7 @@ fn archives_that_are_none_are_told_what_they_lack() {
         ),
         (
             with(&|s| {
-                s.items
-                    .push(Item::node("x", crate::corpus::Kind::Char(1, 3)))
+                s.items.push(Item::node("x", Kind::Char(1, 3)));
             }),
             "x: it is a device or FIFO",
         ),

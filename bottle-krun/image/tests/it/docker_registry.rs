@@ -43,7 +43,7 @@ impl Registry {
         drop(listener);
         let mut http = json!({"addr": address.to_string(), "secret": "of this test"});
         if tls {
-            let (ca, leaf, key) = certificates();
+            let (ca, leaf, key) = certificates(&["127.0.0.1"]);
             fs::write(dir.join("ca.pem"), ca).unwrap();
             fs::write(dir.join("leaf.pem"), leaf.pem()).unwrap();
             fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();

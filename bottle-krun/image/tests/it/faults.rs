@@ -1,6 +1,7 @@
 //! Registries and token servers that refuse, stall and lie: one clear error each, and a store as
 //! it was before.
 
+use std::fs;
 use std::time::Instant;
 
 use serde_json::json;
@@ -71,7 +72,7 @@ fn a_busy_registry_gets_the_wait_that_it_asks_for_within_a_bound() {
     bench.plain(&server);
     bench.succeeds(&server);
     assert_eq!(server.seen_of("/v1").len(), 3);
-    std::fs::remove_dir_all(bench.store()).unwrap();
+    fs::remove_dir_all(bench.store()).unwrap();
 
     let server = answering(&mut bench, Reply::new(429, "").header("Retry-After", "0"));
     let message = bench.fails(&server);
@@ -107,7 +108,7 @@ fn a_failing_registry_is_asked_three_times() {
     });
     bench.plain(&server);
     bench.succeeds(&server);
-    std::fs::remove_dir_all(bench.store()).unwrap();
+    fs::remove_dir_all(bench.store()).unwrap();
 
     let (repo, of) = (bench.repo(), large.clone());
     let server = Server::start(move |seen| {
@@ -165,7 +166,7 @@ fn a_registry_that_stalls_is_given_up() {
 fn a_blob_that_is_missing_is_named() {
     let mut bench = Bench::new();
     let (large, _) = bench.large();
-    std::fs::remove_file(bench.repo().path(&large)).unwrap();
+    fs::remove_file(bench.repo().path(&large)).unwrap();
     let server = serve(&bench);
     bench.plain(&server);
     let expected = format!(

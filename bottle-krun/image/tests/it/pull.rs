@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use base64::Engine;
@@ -464,7 +467,7 @@ fn plain_http_is_spoken_only_where_it_was_named() {
 #[test]
 fn a_ca_is_trusted_for_the_registry_that_it_was_named_for() {
     let mut bench = Bench::new();
-    let (ca, config) = tls();
+    let (ca, config) = tls(&["localhost", "127.0.0.1"]);
     let ca_file = bench.dir.path().join("ca.pem");
     fs::write(&ca_file, ca).unwrap();
     let repo = bench.repo();
@@ -478,11 +481,15 @@ fn a_ca_is_trusted_for_the_registry_that_it_was_named_for() {
     bench.succeeds(&server);
     // The certificate's name counts, too.
     fs::remove_dir_all(bench.store()).unwrap();
-    let elsewhere = host.replace("127.0.0.1", "127.0.0.2");
-    let ca = bench.rule(&host).ca.clone();
-    bench.rule(&elsewhere).ca = ca;
-    let source = format!("{elsewhere}/team/app:v1").parse().unwrap();
-    assert!(bottle_image::find(&source, &bench.options).is_err());
+    let (ca, config) = tls(&["elsewhere.test"]);
+    let repo = bench.repo();
+    let server = Server::start_with(Some(config), move |seen| repo.answer(seen));
+    let ca_file = bench.dir.path().join("other.pem");
+    fs::write(&ca_file, ca).unwrap();
+    bench.rule(&server.host()).ca = Some(ca_file);
+    let message = bench.fails(&server);
+    assert!(message.contains("not valid for name"), "{message}");
+    assert_eq!(server.seen().len(), 0);
 }
 
 #[test]
@@ -534,6 +541,25 @@ fn a_redirect_is_followed_without_the_credentials() {
     let seen: Seen = seen;
     assert_eq!(seen.header("authorization"), None);
     assert_eq!(seen.target, "/storage?signature=x");
+}
+
+#[test]
+fn whoever_is_sent_on_to_cannot_ask_for_the_credentials() {
+    let mut bench = Bench::new();
+    let spy = Server::start(|seen| {
+        let realm = format!("http://{}/token", seen.header("host").unwrap());
+        Reply::error(401, "").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
+    });
+    let there = format!("localhost:{}", spy.address.port());
+    let location = format!("http://{there}/");
+    let server = Server::start(move |_| Reply::new(302, "").header("Location", location.clone()));
+    bench.plain(&server);
+    bench.rule(&there).plain_http = true;
+    bench.login(&server, "user", "hunter2");
+    let message = bench.fails(&server);
+    assert!(message.contains("answered with status 401"), "{message}");
+    assert_eq!(spy.seen().len(), 1);
+    assert_eq!(spy.seen()[0].header("authorization"), None);
 }
 
 #[test]
@@ -644,13 +670,79 @@ fn a_proxy_is_asked_for_a_tunnel_and_not_for_exempt_hosts() {
 }
 
 #[test]
+fn an_image_is_pulled_through_a_proxy() {
+    let name = "registry.test";
+    let pull = |bench: &Bench| {
+        let source = format!("{name}/team/app:v1").parse().unwrap();
+        let pulled = bottle_image::to_disk(&source, &bench.options, &bench.store());
+        bench.check(&pulled.unwrap_or_else(|error| panic!("{}", chain(&error))));
+        fs::remove_dir_all(bench.store()).unwrap();
+    };
+    // Plain HTTP: the proxy is told all of the URL.
+    let mut bench = Bench::new();
+    let repo = bench.repo();
+    let proxy = Server::start(move |seen| {
+        let target = seen.target.strip_prefix("http://registry.test").unwrap();
+        repo.answer(&Seen {
+            target: target.to_owned(),
+            ..seen.clone()
+        })
+    });
+    bench.rule(name).plain_http = true;
+    bench.options.proxies.http = Some(format!("http://{}", proxy.host()));
+    pull(&bench);
+    // TLS: it is asked for a tunnel, and sees nothing but the name.
+    let mut bench = Bench::new();
+    let (ca, config) = tls(&[name]);
+    let ca_file = bench.dir.path().join("ca.pem");
+    fs::write(&ca_file, ca).unwrap();
+    bench.rule(name).ca = Some(ca_file);
+    let repo = bench.repo();
+    let server = Server::start_with(Some(config), move |seen| repo.answer(seen));
+    let proxy = tunnel(server.address);
+    bench.options.proxies.https = Some(format!("http://{proxy}"));
+    pull(&bench);
+    assert_eq!(server.seen()[0].header("host"), Some(name));
+}
+
+/// A proxy that leads everywhere to one address; it lives as long as the test's process.
+fn tunnel(target: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut head = BufReader::with_capacity(1, client.try_clone().unwrap());
+                let mut lines = String::new();
+                while !lines.ends_with("\r\n\r\n") {
+                    head.read_line(&mut lines).unwrap();
+                }
+                assert!(
+                    lines.starts_with("CONNECT registry.test:443 HTTP/1.1\r\n"),
+                    "{lines}"
+                );
+                (&client)
+                    .write_all(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n")
+                    .unwrap();
+                let server = TcpStream::connect(target).unwrap();
+                let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || io::copy(&mut up, &mut down));
+                let _ = io::copy(&mut &server, &mut &client);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+#[test]
 fn several_layers_are_read_at_the_same_time() {
     // What the converter does with them is its matter: the source has to bear it.
     let mut bench = Bench::new();
     let server = Arc::new(serve(&bench));
     bench.plain(&server);
     let bench = &bench;
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for name in ["team/app:v1", "team/other:v1", "third:v1"] {
             let server = Arc::clone(&server);
             scope.spawn(move || bench.pull(&server, name).unwrap());

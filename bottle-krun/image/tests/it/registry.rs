@@ -241,7 +241,9 @@ fn send(stream: &mut BufReader<impl Read + Write>, reply: Reply) -> io::Result<(
     match fault {
         Fault::Chunked | Fault::Endless => head.push_str("Transfer-Encoding: chunked\r\n\r\n"),
         _ if headers.iter().any(|(name, _)| name == "Content-Length") => head.push_str("\r\n"),
-        _ => head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len())),
+        Fault::Cut(_) | Fault::None | Fault::Silence | Fault::Stall(_) => {
+            head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+        }
     }
     out.write_all(head.as_bytes())?;
     match fault {
@@ -311,7 +313,7 @@ impl Repo {
             let by_digest = self.tags.values().find(|(digest, _)| digest == name);
             let found = self.tags.get(name).or(by_digest).map(of);
             // A child of an index says itself what it is.
-            let (digest, media_type) = found.unwrap_or((name.to_owned(), String::new()));
+            let (digest, media_type) = found.unwrap_or_else(|| (name.to_owned(), String::new()));
             if !digest.starts_with("sha256:") || !self.path(&digest).exists() {
                 return Reply::error(404, "manifest unknown");
             }
@@ -346,9 +348,9 @@ pub(crate) fn ranged(seen: &Seen, blob: Vec<u8>) -> Reply {
     Reply::new(206, &blob[from..]).header("Content-Range", span)
 }
 
-/// A CA of its own, and a server's side of TLS for `localhost` and 127.0.0.1.
-pub(crate) fn tls() -> (String, Arc<ServerConfig>) {
-    let (ca, leaf, key) = certificates();
+/// A CA of its own, and a server's side of TLS for these names.
+pub(crate) fn tls(names: &[&str]) -> (String, Arc<ServerConfig>) {
+    let (ca, leaf, key) = certificates(names);
     let chain = vec![leaf.der().clone()];
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
@@ -360,14 +362,14 @@ pub(crate) fn tls() -> (String, Arc<ServerConfig>) {
     (ca, Arc::new(config))
 }
 
-/// The CA as PEM, a leaf, and the leaf's key.
-pub(crate) fn certificates() -> (String, rcgen::Certificate, KeyPair) {
+/// The CA as PEM, a leaf for these names, and the leaf's key.
+pub(crate) fn certificates(names: &[&str]) -> (String, rcgen::Certificate, KeyPair) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority_key = KeyPair::generate().unwrap();
     let ca = authority.self_signed(&authority_key).unwrap().pem();
     let issuer = Issuer::new(authority, authority_key);
-    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let key = KeyPair::generate().unwrap();
     let leaf = CertificateParams::new(names).unwrap();
     let leaf = leaf.signed_by(&key, &issuer).unwrap();

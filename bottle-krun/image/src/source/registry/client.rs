@@ -134,6 +134,10 @@ impl Client {
             };
             match response.status {
                 200 | 206 => return Ok(response),
+                // Whoever the registry sent on to has no say in who gets its credentials.
+                401 if !response.own => {
+                    return Err(self.refusal(endpoint, wanted, &mut response));
+                }
                 401 if !attempts.authorized => {
                     attempts.authorized = true;
                     let (value, stored) = auth::answer(self, endpoint, &response)?;
@@ -198,7 +202,8 @@ impl Client {
                 headers: &headers,
                 form: None,
             };
-            let response = self.exchange(&request, endpoint, &wanted.what)?;
+            let mut response = self.exchange(&request, endpoint, &wanted.what)?;
+            response.own = url.same_origin(&start);
             if !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }

@@ -127,11 +127,8 @@ impl Drop for BlobReader {
             let _ = thread.join();
         }
         let state = self.shared.lock();
-        if self.at == self.size || state.spoiled || state.written == 0 {
-            self.partial.keep = false;
-        } else {
-            self.partial.keep = true;
-        }
+        // Read to its end it has served its purpose; see the module.
+        self.partial.keep = self.at < self.size && !state.spoiled && state.written > 0;
     }
 }
 

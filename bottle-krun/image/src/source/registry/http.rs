@@ -108,10 +108,13 @@ pub(crate) enum HttpError {
 impl HttpError {
     /// What a read or write that failed means.
     pub(crate) fn of(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::Stalled,
-            ErrorKind::InvalidData => Self::Malformed("its framing is malformed"),
-            _ => Self::Cut(error),
+        let kind = error.kind();
+        if matches!(kind, ErrorKind::TimedOut | ErrorKind::WouldBlock) {
+            Self::Stalled
+        } else if kind == ErrorKind::InvalidData {
+            Self::Malformed("its framing is malformed")
+        } else {
+            Self::Cut(error)
         }
     }
 }
@@ -121,6 +124,8 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Body,
+    /// True unless it comes from somewhere else than was asked at first.
+    pub(crate) own: bool,
 }
 
 impl Response {
@@ -205,6 +210,7 @@ fn read_response(mut stream: BufReader<Stream>) -> Result<Response, HttpError> {
                 status,
                 headers,
                 body: Body { stream, framing },
+                own: true,
             });
         }
     }

@@ -14,9 +14,11 @@ impl Home {
     fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), config).unwrap();
-        let mut options = SourceOptions::default();
-        options.docker_config = Some(dir.path().to_owned());
-        options.helper_path = Some(dir.path().as_os_str().to_owned());
+        let options = SourceOptions {
+            docker_config: Some(dir.path().to_owned()),
+            helper_path: Some(dir.path().as_os_str().to_owned()),
+            ..SourceOptions::default()
+        };
         Self { dir, options }
     }
 

@@ -31,6 +31,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::error::CredentialError;
+use super::seconds;
 use crate::options::SourceOptions;
 use crate::source::layout::open_regular;
 
@@ -254,7 +255,10 @@ fn ask(
         });
     }
     let helper = format!("docker-credential-{name}");
-    let search = options.helper_path.as_deref().unwrap_or(OsStr::new(""));
+    let search = options
+        .helper_path
+        .as_deref()
+        .unwrap_or_else(|| OsStr::new(""));
     let program = find_program(search, &helper).ok_or_else(|| CredentialError::HelperMissing {
         helper: helper.clone(),
         path: config.to_owned(),
@@ -269,7 +273,7 @@ fn ask(
         })?
         .ok_or_else(|| CredentialError::HelperTimeout {
             helper: helper.clone(),
-            limit: super::seconds(limit),
+            limit: seconds(limit),
         })?;
     let failed = |reason| CredentialError::Helper {
         helper: helper.clone(),

@@ -215,8 +215,9 @@ impl RegistryReference {
 
     /// Returns what the registry is asked for: the digest, else the tag.
     pub fn wanted(&self) -> &str {
+        // One of them is always there; if none were, this is what it would mean.
         let wanted = self.digest.as_deref().or(self.tag.as_deref());
-        wanted.expect("a reference has a tag or a digest")
+        wanted.unwrap_or(DEFAULT_TAG)
     }
 
     fn read(text: &str) -> Result<Self, ReferenceProblem> {
@@ -260,7 +261,7 @@ impl RegistryReference {
             return Err(ReferenceProblem::NameTooLong);
         }
         let tag = match (&tag, &digest) {
-            (None, None) => Some("latest".to_owned()),
+            (None, None) => Some(DEFAULT_TAG.to_owned()),
             (None | Some(_), Some(_)) | (Some(_), None) => tag,
         };
         Ok(Self {
@@ -401,7 +402,7 @@ fn check_tag(tag: &str) -> Result<(), ReferenceProblem> {
 
 fn check_digest(digest: &str) -> Result<(), ReferenceProblem> {
     let hex = digest.strip_prefix("sha256:");
-    if hex.is_some_and(|hex| is_image_id(hex)) {
+    if hex.is_some_and(is_image_id) {
         Ok(())
     } else {
         Err(ReferenceProblem::Digest {
@@ -500,6 +501,8 @@ pub enum ReferenceProblem {
 
 /// Docker Hub, as references spell it.
 pub const DEFAULT_HOST: &str = "docker.io";
+
+const DEFAULT_TAG: &str = "latest";
 
 /// Of skopeo. An image called `docker` exists, so `docker:TAG` is one.
 const OTHER_TRANSPORTS: [&str; 6] = [
