@@ -10,9 +10,9 @@ use bottle_image::{ImageDisk, ImageError, Input, SourceOptions, find, to_disk};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::bench::files;
 use crate::calls::chain;
 use crate::corpus::{Item, Kind, Pack, digest, host_architecture, image, layout, named, tar};
-use crate::pull::files;
 use crate::reader::read;
 
 fn disk(dir: &TempDir, source: &str) -> Result<ImageDisk, ImageError> {
@@ -225,6 +225,35 @@ fn links_between_layers_are_followed_within_the_archive_only() {
             "{target}: {message}"
         );
     }
+}
+
+#[test]
+fn members_may_have_long_names_in_either_dialect() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("{}/layer.tar", "l".repeat(200));
+    let mut saved = Saved::new(&["x:1"], &[(one_file(), Pack::Plain)]);
+    saved.manifest[0]["Layers"][0] = json!(long);
+    saved.items[2].path = long.clone().into_bytes();
+    is_the_image(&disk(&dir, &saved.write(&dir)).unwrap());
+    fs::remove_dir_all(dir.path().join("store")).unwrap();
+    // The same by a writer of GNU's long names.
+    let mut builder = ::tar::Builder::new(Vec::new());
+    let manifest = Item::file("manifest.json", saved.manifest.to_string());
+    for Item { path, kind, .. } in saved.items.iter().chain([&manifest]) {
+        let Kind::File(content) = kind else {
+            continue;
+        };
+        let name = str::from_utf8(path).unwrap();
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder
+            .append_data(&mut header, name, &content[..])
+            .unwrap();
+    }
+    let path = dir.path().join("gnu.tar");
+    fs::write(&path, builder.into_inner().unwrap()).unwrap();
+    is_the_image(&disk(&dir, &format!("docker-archive:{}", path.display())).unwrap());
 }
 
 #[test]

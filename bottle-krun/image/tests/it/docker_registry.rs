@@ -15,8 +15,8 @@ use bottle_image::ImageDisk;
 use serde_json::json;
 
 use crate::archives::skopeo_copy;
+use crate::bench::{Bench, files};
 use crate::calls::chain;
-use crate::pull::{Bench, files};
 use crate::registry::certificates;
 
 /// A registry of a test's own; it is killed with it.

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use crate::bench::{Bench, serve};
 use crate::corpus::{CONFIG, INDEX, MANIFEST, Pack, blob, digest, layout, named, tar};
-use crate::pull::{Bench, serve};
 use crate::registry::{Fault, Reply, Server};
 
 /// Answers every request with this.

@@ -8,6 +8,7 @@
 )]
 
 mod archives;
+mod bench;
 mod calls;
 mod corpus;
 mod docker_registry;

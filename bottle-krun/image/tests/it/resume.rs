@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use bottle_image::RegistryRule;
 
+use crate::bench::{Bench, files, patient};
 use crate::calls::chain;
-use crate::pull::{Bench, files, patient};
 use crate::registry::{Fault, Reply, Seen, Server, ranged};
 
 /// Serves the image; what is sent of the larger layer is up to `large`, who also learns how
