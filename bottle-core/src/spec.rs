@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::id::BottleId;
+// Users of a specification find it here.
+pub use crate::image::ImageSource;
 use crate::images::Pull;
 use crate::policy::{HostName, Policy};
 use crate::secret::Secret;
@@ -68,65 +69,6 @@ impl Spec {
             upstream_roots: Vec::new(),
             known_values: Vec::new(),
             resources: Resources::default(),
-        }
-    }
-}
-
-/// Where an image comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum ImageSource {
-    /// An OCI image layout in a directory of the host.
-    OciLayout {
-        /// The directory that holds `oci-layout` and `index.json`.
-        dir: PathBuf,
-        /// The reference name (`org.opencontainers.image.ref.name`); absent means the only one.
-        reference: Option<String>,
-    },
-}
-
-/// Parses `oci:DIR[:TAG]`. A directory whose name holds a `:` needs its tag written out.
-impl FromStr for ImageSource {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let Some(rest) = text.strip_prefix("oci:") else {
-            return Err(SpecError::ImageScheme {
-                text: text.to_owned(),
-            });
-        };
-        let (dir, reference) = match rest.rsplit_once(':') {
-            Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
-            Some(_) | None => (rest, None),
-        };
-        // The grammar of references is wider (OCI image specification, annotations); tools write
-        // and read this much.
-        let legal = |tag: &str| {
-            !tag.is_empty()
-                && tag.len() <= 128
-                && tag
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-        };
-        if dir.is_empty() || dir.contains('\0') || !reference.is_none_or(legal) {
-            return Err(SpecError::Image {
-                text: text.to_owned(),
-            });
-        }
-        Ok(Self::OciLayout {
-            dir: PathBuf::from(dir),
-            reference: reference.map(str::to_owned),
-        })
-    }
-}
-
-impl Display for ImageSource {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self::OciLayout { dir, reference } = self;
-        write!(f, "oci:{}", dir.display())?;
-        match reference {
-            Some(tag) => write!(f, ":{tag}"),
-            None => Ok(()),
         }
     }
 }
@@ -345,18 +287,6 @@ pub enum SpecError {
         /// The variable.
         name: String,
     },
-    /// Not of the form `oci:DIR[:TAG]`.
-    #[error("{text:?} is not `oci:DIR` or `oci:DIR:TAG`")]
-    Image {
-        /// The text.
-        text: String,
-    },
-    /// An image reference of a kind that is not known.
-    #[error("{text:?} is not an image: write `oci:DIR` for an OCI image layout")]
-    ImageScheme {
-        /// The text.
-        text: String,
-    },
     /// Not of the form `HOST:PORT:ADDR`.
     #[error(
         "{text:?} is not `HOST:PORT:ADDR` (as `api.test:443:127.0.0.1` or `api.test:443:127.0.0.1:8443`)"
@@ -378,31 +308,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn an_image_is_a_layout_directory_and_perhaps_a_tag() {
-        let image = |dir: &str, tag: Option<&str>| ImageSource::OciLayout {
-            dir: PathBuf::from(dir),
-            reference: tag.map(str::to_owned),
-        };
-        for (text, expected) in [
-            ("oci:images/base", image("images/base", None)),
-            ("oci:images/base:v1.2", image("images/base", Some("v1.2"))),
-            ("oci:/a:b/c", image("/a:b/c", None)),
-            ("oci:/a:b/c:d", image("/a:b/c", Some("d"))),
-        ] {
-            assert_eq!(text.parse(), Ok(expected), "{text}");
-        }
-        for text in ["oci:", "oci::x", "oci:dir:", "oci:dir:a b", "oci:dir:a@b"] {
-            let text = text.to_owned();
-            assert_eq!(text.parse::<ImageSource>(), Err(SpecError::Image { text }));
-        }
-        let text = "debian:12".to_owned();
-        assert_eq!(
-            text.parse::<ImageSource>(),
-            Err(SpecError::ImageScheme { text })
-        );
-    }
 
     #[test]
     fn a_user_is_a_name_or_number_and_perhaps_a_group() {
@@ -488,14 +393,7 @@ mod tests {
         }
 
         #[test]
-        fn a_printed_image_reads_back(dir in "[a-z/]{1,12}", tag in "[a-z0-9._-]{1,12}") {
-            let image = ImageSource::OciLayout { dir: dir.into(), reference: Some(tag) };
-            prop_assert_eq!(image.to_string().parse(), Ok(image));
-        }
-
-        #[test]
         fn no_text_makes_a_parser_of_the_specification_panic(text in any::<String>()) {
-            let _ = text.parse::<ImageSource>();
             let _ = text.parse::<Resolve>();
             let _ = text.parse::<UserName>();
         }

@@ -22,10 +22,11 @@ use bottle_core::backend::{
     Backend, BackendError, Blame, Bottle, Capabilities, Hint, Plan, Summary,
 };
 use bottle_core::id::BottleId;
+use bottle_core::images::Images;
 use bottle_core::reporter::{Reporter, Stage};
-use bottle_core::spec::{ImageSource, Overlay, Spec};
+use bottle_core::spec::{Overlay, Spec};
 use bottle_core::units::MiB;
-use bottle_image::{ImageDisk, ImageError};
+use bottle_image::{Hold, ImageDisk};
 use bottle_wire::client::{Launch, LaunchReport, Open};
 use bottle_wire::message;
 use nix::unistd::Uid;
@@ -38,8 +39,9 @@ use crate::bottle::{self, KrunBottle, Link};
 use crate::error::{ShimError, failed, from_shim, start_failed};
 use crate::host::vcpu::kvm_glance;
 use crate::host::{KernelMissing, KvmStatus, find_kernel};
+use crate::images::{ImageStore, Unready};
 use crate::options::KrunOptions;
-use crate::plan::{Workload, launch_of, layout, new_id, plan_lines};
+use crate::plan::{Workload, launch_of, new_id, plan_lines};
 use crate::reexec::Role;
 use crate::shim::room::Room;
 use crate::state::{self, CLIENT_SOCKET, Dirs, StateError};
@@ -65,12 +67,14 @@ const SHIM_ENV: [&str; 6] = [
 #[derive(Debug)]
 pub struct KrunBackend {
     options: KrunOptions,
+    images: ImageStore,
 }
 
 impl KrunBackend {
     /// Makes a backend; touches nothing yet.
     pub fn new(options: KrunOptions) -> Self {
-        Self { options }
+        let images = ImageStore::of(&options);
+        Self { options, images }
     }
 
     /// Uses an installed `bottle` as shim, warden and vmm instead of the current program.
@@ -80,15 +84,14 @@ impl KrunBackend {
         self
     }
 
-    /// Converts the image, or finds its disk in the store.
-    async fn image_disk(&self, source: &ImageSource) -> Result<ImageDisk, ImageError> {
-        let store = self.options.image_store.clone();
-        let source = source.clone();
-        let work = move || {
-            let (dir, reference) = layout(&source);
-            bottle_image::to_disk(dir, reference, &store, &())
-        };
-        spawn_blocking(work)
+    /// Makes the image's disk ready, and keeps it from being removed.
+    async fn image_disk(
+        &self,
+        spec: &Spec,
+        reporter: &dyn Reporter,
+    ) -> Result<(ImageDisk, Hold), Unready> {
+        let (images, spec, reporter) = (self.images.clone(), spec.clone(), reporter.pull());
+        spawn_blocking(move || images.ready(&spec, &*reporter))
             .await
             .expect("the converter does not panic")
     }
@@ -122,13 +125,15 @@ impl Backend for KrunBackend {
             return unsupported(format!("boot a bottle with less than {MIN_MEMORY_MIB} MiB"));
         }
         let op = || format!("plan bottle `{}`", spec.name);
-        let (dir, reference) = layout(&spec.image);
-        let image = bottle_image::find(dir, reference).map_err(|error| BackendError::Failed {
-            op: op(),
-            blame: Blame::User,
-            hint: None,
-            source: Box::new(error),
-        })?;
+        let image = self
+            .images
+            .find(spec)
+            .map_err(|error| BackendError::Failed {
+                op: op(),
+                blame: Blame::User,
+                hint: None,
+                source: Box::new(error),
+            })?;
         let kernel = self.kernel().map_err(|error| BackendError::Failed {
             op: op(),
             blame: Blame::Environment,
@@ -178,8 +183,8 @@ impl Backend for KrunBackend {
         clock.end(&kernel.display().to_string());
 
         clock.begin(Stage::Image);
-        let disk = self
-            .image_disk(&spec.image)
+        let (disk, hold) = self
+            .image_disk(&spec, clock.reporter)
             .await
             .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?;
         let workload = Workload::of(&spec, &disk.image.config)
@@ -208,9 +213,15 @@ impl Backend for KrunBackend {
             bottle::bury(child, &dirs, None).await;
             return Err(error);
         }
+        // The shim holds the disk by now.
+        drop(hold);
         let bottle = KrunBottle::new(id.clone(), dirs, link, Some(child)).await;
         let bottle = bottle.map_err(|error| start_failed(&id, Stage::Run, Blame::Bug, error))?;
         Ok(Box::new(bottle))
+    }
+
+    fn images(&self) -> Option<&dyn Images> {
+        Some(&self.images)
     }
 
     async fn list(&self) -> Result<Vec<Summary>, BackendError> {

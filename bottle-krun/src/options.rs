@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+use bottle_image::SourceOptions;
 use nix::unistd::Uid;
 
 /// Where the backend finds and keeps things.
@@ -24,6 +25,11 @@ pub struct KrunOptions {
     pub runtime_dir: PathBuf,
     /// Disks made of images.
     pub image_store: PathBuf,
+    /// How images are found: credentials, registries, proxies.
+    pub sources: SourceOptions,
+    /// A file with settings for registries that are added to these (docs/images.md); it need not
+    /// exist.
+    pub registries: Option<PathBuf>,
 }
 
 impl KrunOptions {
@@ -45,6 +51,10 @@ impl KrunOptions {
         let state = absolute("XDG_STATE_HOME").or_else(|| below_home(".local/state"))?;
         let cache = absolute("XDG_CACHE_HOME").or_else(|| below_home(".cache"))?;
         let state_dir = state.join("bottle");
+        let config = absolute("XDG_CONFIG_HOME").or_else(|| below_home(".config"));
+        let image_store = cache.join("bottle/images");
+        let mut sources = SourceOptions::from_env(&variable);
+        sources.spool_dir = Some(image_store.clone());
         let of_session = PathBuf::from(format!("/run/user/{}", Uid::effective()));
         let runtime_dir = absolute("XDG_RUNTIME_DIR")
             .or_else(|| of_session.is_dir().then_some(of_session))
@@ -55,7 +65,9 @@ impl KrunOptions {
             data_home: absolute("XDG_DATA_HOME").or_else(|| below_home(".local/share")),
             state_dir,
             runtime_dir,
-            image_store: cache.join("bottle/images"),
+            image_store,
+            sources,
+            registries: config.map(|dir| dir.join("bottle/registries.toml")),
         })
     }
 

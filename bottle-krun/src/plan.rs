@@ -6,7 +6,7 @@ use std::path::Path;
 use bottle_core::backend::PlanLine;
 use bottle_core::id::{BottleId, MAX_ID_LEN};
 use bottle_core::policy::Rule;
-use bottle_core::spec::{ImageSource, Overlay, Resolve, Spec};
+use bottle_core::spec::{Overlay, Resolve, Spec};
 use bottle_core::text::Escaped;
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
 use bottle_wire::client::{Launch, LaunchImage, LaunchResolve};
@@ -15,14 +15,6 @@ use thiserror::Error;
 use crate::random;
 use crate::state::Dirs;
 use crate::stop_signal;
-
-/// Names an image's place and reference.
-pub(crate) fn layout(source: &ImageSource) -> (&Path, Option<&str>) {
-    let ImageSource::OciLayout { dir, reference } = source else {
-        unreachable!("this release knows one kind of image source");
-    };
-    (dir, reference.as_deref())
-}
 
 /// Derives an id from a name: `<name>-<5 base32 characters>`.
 pub(crate) fn new_id(name: &BottleId) -> io::Result<BottleId> {
@@ -113,8 +105,6 @@ pub(crate) fn plan_lines(
     kernel: &Path,
     record: &Path,
 ) -> Vec<PlanLine> {
-    let (dir, reference) = layout(&spec.image);
-    let tag = reference.map(|tag| format!(":{tag}")).unwrap_or_default();
     let line = |what, value| PlanLine { what, value };
     let or = |text: String, none: &str| {
         if text.is_empty() {
@@ -124,10 +114,7 @@ pub(crate) fn plan_lines(
         }
     };
     let mut lines = vec![
-        line(
-            "image",
-            format!("oci:{}{tag} {}", dir.display(), image.manifest),
-        ),
+        line("image", format!("{} {}", spec.image, image.manifest)),
         line("kernel", kernel.display().to_string()),
         line("machine", {
             let sizes = spec.resources;

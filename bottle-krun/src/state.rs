@@ -275,6 +275,8 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
+    use bottle_image::SourceOptions;
+
     use super::*;
 
     fn options(dir: &Path) -> KrunOptions {
@@ -285,6 +287,8 @@ mod tests {
             state_dir: dir.join("state"),
             runtime_dir: dir.join("run"),
             image_store: dir.join("images"),
+            sources: SourceOptions::default(),
+            registries: None,
         }
     }
 

@@ -40,7 +40,7 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need {
         package: "e2fsprogs",
         found: || which("mkfs.ext4").is_some(),
@@ -55,6 +55,11 @@ const NEEDS: [Need; 10] = [
         package: "mmdebstrap",
         found: || which("mmdebstrap").is_some(),
         why: "makes the root file system of images/base",
+    },
+    Need {
+        package: "docker-registry",
+        found: || which("docker-registry").is_some(),
+        why: "is a real registry in tests of pulling",
     },
     Need {
         package: "skopeo",

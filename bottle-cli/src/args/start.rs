@@ -17,7 +17,8 @@ use super::{EnvArg, SecretRef};
 Standard input, output and error are the command's. Its status becomes the exit status.
 Control-C goes to the command; a second one within 2 s, or SIGTERM, stops the bottle.")]
 pub(crate) struct StartArgs {
-    /// Boot this image
+    /// Boot this image: of a registry (`debian:12`), a layout (`oci:DIR[:TAG]`), a file
+    /// (`oci-archive:FILE`, `docker-archive:FILE`) or standard input (`-`)
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<ImageSource>,
     /// Ask the registry for the image if it is not here, always, or never [default: missing]

@@ -117,8 +117,9 @@ impl Backend for FakeBackend {
     }
 
     fn plan(&self, spec: &Spec) -> Result<Plan, BackendError> {
-        let ImageSource::OciLayout { dir, .. } = &spec.image;
-        if dir != Path::new("/fake") {
+        let fake =
+            matches!(&spec.image, ImageSource::OciLayout { dir, .. } if dir == Path::new("/fake"));
+        if !fake {
             return Err(BackendError::Failed {
                 op: format!("read image `{}`", spec.image),
                 blame: Blame::User,

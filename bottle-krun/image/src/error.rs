@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use bottle_core::text::Escaped;
 use thiserror::Error;
 
+use crate::source::registry::error::RegistryError;
+
 /// Why an image could not become a disk, or an overlay could not be made.
 ///
 /// Text that comes from the image is printed escaped.
@@ -22,6 +24,19 @@ pub enum ImageError {
         dir: PathBuf,
         /// The names it has, separated by commas.
         known: String,
+    },
+    /// A tar file is no archive of an image, or a damaged one.
+    #[error(
+        "`{}` is not a usable archive of an image: {}{}{}",
+        path.display(), Escaped(member), if member.is_empty() { "" } else { ": " }, Escaped(reason)
+    )]
+    BadArchive {
+        /// The archive.
+        path: PathBuf,
+        /// Which member is at fault; empty if it is the whole.
+        member: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// An entry of a layer cannot be part of a disk.
     #[error("layer {layer} has a bad entry `{}`", Escaped(path))]
@@ -136,6 +151,9 @@ pub enum ImageError {
         /// What the image has, separated by commas.
         available: String,
     },
+    /// A registry, or what stands between here and it, did not give what was asked for.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A blob has another size than its descriptor says.
     #[error(
         "{what} {digest} has {found} bytes, expected {expected}; copy or build the image again"
@@ -171,6 +189,12 @@ pub enum ImageError {
         /// What stopped it.
         source: io::Error,
     },
+    /// Images cannot be read from there.
+    #[error("images cannot be read from `{}`", Escaped(place))]
+    UnsupportedSource {
+        /// Where it should come from.
+        place: String,
+    },
     /// A part of the image is of a kind that this program does not know.
     #[error("{what} has the unsupported media type `{}`", Escaped(media_type))]
     UnsupportedMediaType {
@@ -189,13 +213,18 @@ impl ImageError {
     #[must_use]
     pub fn is_bad_image(&self) -> bool {
         match self {
-            Self::BadEntry { .. }
+            Self::UnreadableLayer { source, .. } => {
+                // A connection that broke within a layer says nothing about the image.
+                let inner = source.get_ref().and_then(|inner| inner.downcast_ref());
+                !matches!(inner, Some(Self::Registry(_)))
+            }
+            Self::BadArchive { .. }
+            | Self::BadEntry { .. }
             | Self::DigestMismatch { .. }
             | Self::Limit { .. }
             | Self::Malformed { .. }
             | Self::MissingBlob { .. }
             | Self::SizeMismatch { .. }
-            | Self::UnreadableLayer { .. }
             | Self::UnsupportedMediaType { .. } => true,
             Self::Ambiguous { .. }
             | Self::InUse { .. }
@@ -205,7 +234,9 @@ impl ImageError {
             | Self::NoPlatform { .. }
             | Self::NotALayout { .. }
             | Self::NotStored { .. }
-            | Self::UnknownReference { .. } => false,
+            | Self::Registry(_)
+            | Self::UnknownReference { .. }
+            | Self::UnsupportedSource { .. } => false,
         }
     }
 }

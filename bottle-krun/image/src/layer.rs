@@ -3,12 +3,12 @@
 use std::io::{self, BufReader, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bottle_core::images::{LayerRecord, PullReporter};
 use flate2::bufread::MultiGzDecoder;
 use zstd::stream::read::Decoder as ZstdDecoder;
 
 use crate::digest::{Digest, Hashed};
 use crate::error::ImageError;
-use crate::follow::Follow;
 use crate::source::Blobs;
 
 /// What the image's documents say about a layer.
@@ -21,6 +21,28 @@ pub(crate) struct LayerBlob {
     /// Of the tar archive in it.
     pub(crate) diff_id: Digest,
     pub(crate) compression: Compression,
+}
+
+impl LayerBlob {
+    /// What the catalog keeps of it.
+    pub(crate) fn record(&self) -> LayerRecord {
+        LayerRecord {
+            digest: self.digest.to_string(),
+            size: self.size,
+            diff_id: self.diff_id.to_string(),
+        }
+    }
+
+    /// A layer that the catalog knows and nobody is going to read any more; `None` if what is
+    /// known is no digest.
+    pub(crate) fn recorded(record: &LayerRecord) -> Option<Self> {
+        Some(Self {
+            digest: Digest::parse(&record.digest)?,
+            size: record.size,
+            diff_id: Digest::parse(&record.diff_id)?,
+            compression: Compression::None,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,7 +84,7 @@ pub(crate) struct Progress<'p> {
     pub(crate) budget: &'p Budget,
     /// Set when another layer has failed.
     pub(crate) stop: &'p AtomicBool,
-    pub(crate) follow: &'p dyn Follow,
+    pub(crate) reporter: &'p dyn PullReporter,
 }
 
 /// Decompresses a layer's blob; its digest is computed on the way.
@@ -193,14 +215,14 @@ impl Read for Followed<'_> {
         let Progress {
             layer,
             stop,
-            follow,
+            reporter,
             ..
         } = self.progress;
         if stop.load(Ordering::Relaxed) {
             return Err(io::Error::other("another layer has failed"));
         }
         let read = self.inner.read(buf)?;
-        follow.read(layer, read as u64);
+        reporter.read(layer, read as u64);
         Ok(read)
     }
 }

@@ -268,6 +268,9 @@ async fn start(
     };
     let room = room.map_err(|error| stages.failed(Blame::Environment, error))?;
     let LaunchImage { descriptor, parts } = image;
+    let disk = File::open(&descriptor)
+        .and_then(|disk| disk.lock_shared().map(|()| disk))
+        .map_err(|error| stages.failed(Blame::Environment, error))?;
     let config = VmConfig {
         id: id.clone(),
         helper,
@@ -356,6 +359,7 @@ async fn start(
             console,
             record,
             room,
+            disk,
             default_argv,
         },
         listener,

@@ -1,6 +1,7 @@
 //! A bottle that runs: streams from the guest, clients, and every way in which it may end.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub(super) struct Running {
     pub(super) record: Arc<Record>,
     /// Of an overlay on a disk.
     pub(super) room: Option<Room>,
+    /// Locked as long as the bottle runs, so that nobody removes its image.
+    pub(super) disk: File,
     pub(super) default_argv: Vec<String>,
 }
 
@@ -73,6 +76,7 @@ impl Running {
             console,
             record,
             room,
+            disk: _disk,
             default_argv,
         } = self;
         let GuestLink {

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use bottle_core::images::ImageRecord;
 
 use super::remove_file;
+use crate::convert::image::key_of;
 use crate::digest::Digest;
 use crate::error::{ImageError, io_at};
 
 /// The name that images of these layers share: their disks are the same.
 pub(super) fn key(record: &ImageRecord) -> String {
-    let ids: Vec<&str> = record.layers.iter().map(|layer| &*layer.diff_id).collect();
-    Digest::of(ids.join(" ").as_bytes()).hex()
+    // What is no digest belongs to a record that has no disk.
+    let ids = record.layers.iter();
+    key_of(ids.filter_map(|layer| Digest::parse(&layer.diff_id))).hex()
 }
 
 /// Whether a bottle runs from the disk with this key.

@@ -169,10 +169,12 @@ fn place(body: Body, blocks: u32, start: u64) -> io::Result<Body> {
 
 /// What the disk is named by: images with the same layers share it.
 fn key(blobs: &[LayerBlob]) -> Digest {
-    let list: String = blobs
-        .iter()
-        .map(|blob| format!("{}\n", blob.diff_id))
-        .collect();
+    key_of(blobs.iter().map(|blob| blob.diff_id))
+}
+
+/// What the files of an image with these diff ids are called.
+pub(crate) fn key_of(diff_ids: impl Iterator<Item = Digest>) -> Digest {
+    let list: String = diff_ids.map(|id| format!("{id}\n")).collect();
     Digest::of(list.as_bytes())
 }
 

@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use bottle_core::images::{NeededLayer, PullReporter};
+
 use crate::digest::Digest;
 use crate::error::ImageError;
-use crate::follow::{Follow, LayerInfo};
 use crate::journal::{Record, Summary};
 use crate::layer::{Budget, LayerBlob, Progress};
 use crate::source::Blobs;
@@ -50,13 +51,22 @@ pub(crate) struct Stored<'b> {
     pub(crate) summary: Summary,
 }
 
+/// Finds the disk of these layers in the store.
+pub(crate) fn find(blobs: &[LayerBlob], store: &Path) -> Result<Option<Disk>, ImageError> {
+    let shelves = Shelves {
+        layers: Shelf::layers(store)?,
+        images: Shelf::images(store)?,
+    };
+    image::find(&shelves, blobs)
+}
+
 /// Finds the disk of these layers in the store, or makes it.
 pub(crate) fn disk(
     source: &dyn Blobs,
     blobs: &[LayerBlob],
     store: &Path,
     limits: &Limits,
-    follow: &dyn Follow,
+    reporter: &dyn PullReporter,
 ) -> Result<Disk, ImageError> {
     let shelves = Shelves {
         layers: Shelf::layers(store)?,
@@ -67,7 +77,7 @@ pub(crate) fn disk(
         first_with.entry(blob.diff_id).or_insert(index);
     }
     if let Some(disk) = image::find(&shelves, blobs)? {
-        follow.layers(&infos(blobs, |_| true));
+        reporter.found(&infos(blobs, |_| true));
         return Ok(disk);
     }
     let mut found = Vec::new();
@@ -84,7 +94,7 @@ pub(crate) fn disk(
         }
         found.push((is_first, summary));
     }
-    follow.layers(&infos(blobs, |index| {
+    reporter.found(&infos(blobs, |index| {
         let (is_first, summary) = found[index];
         !is_first || summary.is_some()
     }));
@@ -101,7 +111,7 @@ pub(crate) fn disk(
         &shelves.layers,
         limits,
         &budget,
-        follow,
+        reporter,
     )?;
     let stored = blobs.iter().map(|blob| {
         let first = first_with[&blob.diff_id];
@@ -114,11 +124,11 @@ pub(crate) fn disk(
     image::make(&shelves, blobs, &stored, limits)
 }
 
-fn infos(blobs: &[LayerBlob], present: impl Fn(usize) -> bool) -> Vec<LayerInfo> {
-    let info = |(index, blob): (usize, &LayerBlob)| LayerInfo {
+fn infos(blobs: &[LayerBlob], stored: impl Fn(usize) -> bool) -> Vec<NeededLayer> {
+    let info = |(index, blob): (usize, &LayerBlob)| NeededLayer {
         digest: blob.digest.to_string(),
         size: blob.size,
-        present: present(index),
+        stored: stored(index),
     };
     blobs.iter().enumerate().map(info).collect()
 }
@@ -133,7 +143,7 @@ fn make_layers(
     shelf: &Shelf,
     limits: &Limits,
     budget: &Budget,
-    follow: &dyn Follow,
+    reporter: &dyn PullReporter,
 ) -> Result<HashMap<usize, Summary>, ImageError> {
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
@@ -148,12 +158,12 @@ fn make_layers(
                 layer: index,
                 budget,
                 stop: &stop,
-                follow,
+                reporter,
             };
             match layer::make(source, &blobs[index], shelf, limits, progress) {
                 Ok(summary) => {
                     lock(&made).insert(index, summary);
-                    follow.done(index);
+                    reporter.done(index);
                 }
                 // Whatever comes after it may be its consequence.
                 Err(error) => {

@@ -7,7 +7,7 @@
 mod header;
 mod pax;
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
 use self::header::Header;
 use self::pax::Pax;
@@ -199,6 +199,21 @@ impl<R: Read> Tar<R> {
             return Err(truncated(path));
         }
         Ok(())
+    }
+}
+
+impl<R: Read + Seek> Tar<R> {
+    /// Goes to the end of the current file's body and returns where it started.
+    ///
+    /// That the input is as long as that is for the caller to check.
+    pub(crate) fn seek_past(&mut self) -> io::Result<u64> {
+        let start = self.input.stream_position()?;
+        let end = (self.body.checked_add(self.padding))
+            .and_then(|left| start.checked_add(left))
+            .ok_or_else(|| io::Error::from(ErrorKind::InvalidData))?;
+        (self.body, self.padding) = (0, 0);
+        self.input.seek(SeekFrom::Start(end))?;
+        Ok(start)
     }
 }
 

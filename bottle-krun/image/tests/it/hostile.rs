@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use bottle_image::{EntryProblem, ImageDisk, ImageError, to_disk};
+use bottle_image::{EntryProblem, ImageDisk, ImageError};
 use serde_json::json;
 
+use crate::calls::to_disk;
 use crate::corpus::{CONFIG, Item, Kind, MANIFEST, Pack, blob, digest, image, layout, simple, tar};
 use crate::facts::Tree;
 use crate::reader::read;
@@ -13,7 +14,7 @@ use crate::reader::read;
 fn convert(archive: Vec<u8>, dir: &Path) -> Result<ImageDisk, ImageError> {
     let manifest = image(dir, &[(archive, Pack::Gzip)], &json!({}));
     layout(dir, &[manifest]);
-    to_disk(dir, None, &dir.join("store"), &())
+    to_disk(dir, None, &dir.join("store"))
 }
 
 /// The files of a store, without the versions in their names.
@@ -61,7 +62,7 @@ fn problem(items: &[Item]) -> EntryProblem {
 fn tree(layers: &[Vec<Item>]) -> Tree {
     let dir = tempfile::tempdir().unwrap();
     simple(dir.path(), layers);
-    read(&to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap())
+    read(&to_disk(dir.path(), None, &dir.path().join("store")).unwrap())
 }
 
 fn paths(tree: &Tree) -> Vec<String> {
@@ -439,7 +440,7 @@ fn a_zstd_window_that_does_not_fit_into_memory_is_refused() {
         dir.path(),
         &[blob(dir.path(), MANIFEST, manifest.to_string().as_bytes())],
     );
-    let error = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap_err();
+    let error = to_disk(dir.path(), None, &dir.path().join("store")).unwrap_err();
     let ImageError::UnreadableLayer { source, .. } = error else {
         panic!("{error:?}");
     };

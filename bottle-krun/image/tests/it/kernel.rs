@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::slice;
 
-use bottle_image::{ImageDisk, to_disk};
+use bottle_image::ImageDisk;
 use rustix::fs::{
     AtFlags, CWD, FileType, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
     utimensat,
@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::process::geteuid;
 use serde_json::Value;
 
+use crate::calls::to_disk;
 use crate::corpus::{Item, Kind, nasty, simple, tar};
 use crate::facts::{Tree, assert_same};
 use crate::reader::{joined, read};
@@ -122,7 +123,7 @@ fn every_kind_of_entry_comes_out_as_tar_extracts_it() {
     let dir = tempfile::tempdir().unwrap();
     let items = nasty();
     simple(dir.path(), slice::from_ref(&items));
-    let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
     let path = checked(&disk, dir.path());
     let ours = read(&disk);
 
@@ -201,7 +202,7 @@ fn without_links(mut tree: Tree) -> Tree {
 fn compare_with_overlayfs(layers: &[Vec<Item>]) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     simple(dir.path(), layers);
-    let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
     let path = checked(&disk, dir.path());
     let ours = read(&disk);
 
@@ -340,7 +341,7 @@ fn a_real_image_comes_out_as_tar_extracts_it() {
         return eprintln!("skipped: BOTTLE_TEST_LAYOUT names no OCI layout with a one-layer image");
     };
     let dir = tempfile::tempdir().unwrap();
-    let disk = to_disk(&layout, None, &dir.path().join("store"), &()).unwrap();
+    let disk = to_disk(&layout, None, &dir.path().join("store")).unwrap();
     let path = checked(&disk, dir.path());
     let mount = match Mounted::erofs(&path, &dir.path().join("mnt")) {
         Ok(mount) => mount,

@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::slice;
 
-use bottle_image::{ImageConfig, ImageError, find, to_disk};
+use bottle_image::{ImageConfig, ImageError};
 use serde_json::{Value, json};
 
+use crate::calls::{find, to_disk};
 use crate::corpus::{
     CONFIG, INDEX, Item, MANIFEST, Pack, blob, digest, host_architecture, image, layout, named, tar,
 };
@@ -35,7 +36,7 @@ fn first_layer(dir: &Path, manifest: &Value) -> Value {
 #[track_caller]
 fn failure(dir: &Path, reference: Option<&str>) -> String {
     let store = dir.join("store");
-    let error = to_disk(dir, reference, &store, &()).unwrap_err();
+    let error = to_disk(dir, reference, &store).unwrap_err();
     assert_eq!(stored(&store), [""; 0], "the store is not empty");
     error.to_string()
 }
@@ -68,6 +69,9 @@ fn the_only_image_needs_no_name() {
         "User": "agent",
         "WorkingDir": "/home/agent",
         "StopSignal": "SIGINT",
+        "Volumes": {"/data": {}, "/cache": {}},
+        "ExposedPorts": {"80/tcp": {}},
+        "Labels": {"b": "2", "a": "1"},
     });
     let manifest = image(dir.path(), &[(tar(&[]), Pack::Gzip)], &run);
     layout(dir.path(), &[named(manifest.clone(), "base")]);
@@ -83,6 +87,12 @@ fn the_only_image_needs_no_name() {
             user: "agent".to_owned(),
             working_dir: "/home/agent".to_owned(),
             stop_signal: "SIGINT".to_owned(),
+            volumes: vec!["/cache".to_owned(), "/data".to_owned()],
+            exposed_ports: vec!["80/tcp".to_owned()],
+            labels: vec![pair("a", "1"), pair("b", "2")],
+            created: String::new(),
+            architecture: host_architecture().to_owned(),
+            os: "linux".to_owned(),
         }
     );
     assert_eq!(find(dir.path(), Some("base")).unwrap(), found);
@@ -187,7 +197,7 @@ fn dockers_media_types_are_known() {
     let manifest_type = "application/vnd.docker.distribution.manifest.v2+json";
     let manifest = blob(dir.path(), manifest_type, manifest.to_string().as_bytes());
     layout(dir.path(), &[manifest]);
-    to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
 }
 
 #[test]
@@ -205,7 +215,7 @@ fn gzip_zstd_and_plain_layers_give_the_same_disk() {
             (tar(&[Item::file("a", "shorter")]), pack),
         ];
         layout(&dir, &[image(&dir, &layers, &json!({}))]);
-        let disk = to_disk(&dir, None, &dir.join("store"), &()).unwrap();
+        let disk = to_disk(&dir, None, &dir.join("store")).unwrap();
         let names = disk
             .parts
             .iter()
@@ -222,7 +232,7 @@ fn a_second_conversion_finds_the_first() {
     let manifest = one_layer(dir.path(), "x");
     layout(dir.path(), slice::from_ref(&manifest));
     let store = dir.path().join("new/store");
-    let first = to_disk(dir.path(), None, &store, &()).unwrap();
+    let first = to_disk(dir.path(), None, &store).unwrap();
     assert!(first.converted);
     let diff_id = digest(&tar(&[Item::file("file", "x")]));
     let name = format!("{}-w{}.erofs", &diff_id[7..], bottle_image::WRITER_VERSION);
@@ -230,7 +240,7 @@ fn a_second_conversion_finds_the_first() {
     for path in first.parts.iter().chain([&first.descriptor]) {
         assert_eq!(fs::metadata(path).unwrap().mode() & 0o7777, 0o644);
     }
-    let second = to_disk(dir.path(), None, &store, &()).unwrap();
+    let second = to_disk(dir.path(), None, &store).unwrap();
     assert!(!second.converted);
     assert_eq!(
         (&second.descriptor, &second.parts),
@@ -264,7 +274,7 @@ fn altered_blobs_are_named_with_both_digests() {
         }
         fs::write(&path, &original).unwrap();
     }
-    to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
 }
 
 #[test]

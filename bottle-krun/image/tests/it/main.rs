@@ -7,12 +7,20 @@
               and what is skipped must be said"
 )]
 
+mod archives;
+mod bench;
+mod calls;
 mod corpus;
+mod docker_registry;
 mod facts;
+mod faults;
 mod hostile;
 mod kernel;
 mod layouts;
+mod pull;
 mod reader;
+mod registry;
+mod resume;
 mod scan;
 mod shared;
 mod stacks;

@@ -10,11 +10,14 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
-use bottle_image::{EntryProblem, Follow, ImageDisk, ImageError, LayerInfo, to_disk};
+use bottle_core::images::{NeededLayer, PullReporter};
+use bottle_core::reporter::Silent;
+use bottle_image::{EntryProblem, ImageDisk, ImageError};
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::calls::{to_disk, to_disk_told};
 use crate::corpus::{CONFIG, Item, Kind, MANIFEST, Pack, blob, image, layout, named, simple, tar};
 use crate::facts::{Tree, assert_same, sha256};
 use crate::hostile::stored;
@@ -23,13 +26,13 @@ use crate::reader::{joined, read, read_bytes};
 /// Keeps what a conversion told.
 #[derive(Debug, Default)]
 struct Told {
-    layers: Mutex<Vec<LayerInfo>>,
+    layers: Mutex<Vec<NeededLayer>>,
     read: Mutex<BTreeMap<usize, u64>>,
     done: Mutex<Vec<usize>>,
 }
 
-impl Follow for Told {
-    fn layers(&self, layers: &[LayerInfo]) {
+impl PullReporter for Told {
+    fn found(&self, layers: &[NeededLayer]) {
         let mut told = self.layers.lock().unwrap();
         assert!(told.is_empty(), "told twice");
         told.extend_from_slice(layers);
@@ -47,7 +50,7 @@ impl Follow for Told {
 impl Told {
     fn present(&self) -> Vec<bool> {
         let layers = self.layers.lock().unwrap();
-        layers.iter().map(|layer| layer.present).collect()
+        layers.iter().map(|layer| layer.stored).collect()
     }
 
     fn done(&self) -> Vec<usize> {
@@ -82,8 +85,8 @@ impl Bench {
     }
 
     #[track_caller]
-    fn disk(&self, name: &str, follow: &dyn Follow) -> ImageDisk {
-        to_disk(self.0.path(), Some(name), &self.store(), follow).unwrap()
+    fn disk(&self, name: &str, reporter: &dyn PullReporter) -> ImageDisk {
+        to_disk_told(self.0.path(), Some(name), &self.store(), reporter).unwrap()
     }
 }
 
@@ -137,8 +140,8 @@ fn images_of_the_same_layers_are_one_disk() {
     let two = named(image(dir.path(), &layers, &json!({"User": "u"})), "two");
     layout(dir.path(), &[one, two]);
     let store = dir.path().join("store");
-    let one = to_disk(dir.path(), Some("one"), &store, &()).unwrap();
-    let two = to_disk(dir.path(), Some("two"), &store, &()).unwrap();
+    let one = to_disk(dir.path(), Some("one"), &store).unwrap();
+    let two = to_disk(dir.path(), Some("two"), &store).unwrap();
     assert_eq!((&one.descriptor, &one.parts), (&two.descriptor, &two.parts));
     assert_eq!(
         (two.converted, two.image.config.user.as_str()),
@@ -193,7 +196,7 @@ fn concurrent_callers_convert_a_layer_once() {
 fn damaged_files_of_the_store_are_made_again() {
     let upper = vec![Item::file("x", vec![1; 5000]), Item::link("y", "usr/old")];
     let bench = Bench::new(&[("test", &[base(), upper])]);
-    let first = bench.disk("test", &());
+    let first = bench.disk("test", &Silent);
     let expected = read(&first);
     let bytes: Vec<_> = stored(&bench.store())
         .iter()
@@ -246,7 +249,7 @@ fn a_bad_layer_spoils_the_image_and_not_its_neighbors() {
     let bad = vec![Item::file("a", vec![3; 100_000]), Item::file("../evil", "")];
     let bench = Bench::new(&[("bad", &[base(), bad.clone()]), ("worse", &[bad, base()])]);
     for name in ["bad", "worse"] {
-        let error = to_disk(bench.0.path(), Some(name), &bench.store(), &()).unwrap_err();
+        let error = to_disk(bench.0.path(), Some(name), &bench.store()).unwrap_err();
         let ImageError::BadEntry { path, source, .. } = error else {
             panic!("{error:?}");
         };
@@ -276,7 +279,7 @@ fn a_hundred_and_twenty_seven_layers_are_one_disk() {
         })
         .collect();
     let bench = Bench::new(&[("test", &layers)]);
-    let disk = bench.disk("test", &());
+    let disk = bench.disk("test", &Silent);
     assert_eq!(disk.parts.len(), 128);
     let tree = read(&disk);
     assert_eq!(tree[&b"changed"[..]].sha256, sha256(b"126"));
@@ -298,7 +301,7 @@ fn a_layers_own_image_has_overlayfs_marks_and_lacks_links_to_lower_layers() {
         Item::link("deeper/kept", "kept"),
     ];
     let bench = Bench::new(&[("test", &[base(), upper])]);
-    let disk = bench.disk("test", &());
+    let disk = bench.disk("test", &Silent);
     let merged = read(&disk);
     for path in ["kept", "deeper/kept"] {
         let facts = &merged[path.as_bytes()];
@@ -386,7 +389,7 @@ fn a_directory_of_a_hundred_thousand_names_is_converted_in_little_memory() {
     let name = "BOTTLE_TEST_CONVERT";
     if let Some(dir) = env::var_os(name).map(PathBuf::from) {
         // The other process: its peak is the conversion's alone.
-        to_disk(&dir, None, &dir.join("store"), &()).unwrap();
+        to_disk(&dir, None, &dir.join("store")).unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let peak = status
             .lines()
@@ -409,7 +412,7 @@ fn a_directory_of_a_hundred_thousand_names_is_converted_in_little_memory() {
     eprintln!("peak: {peak} KiB");
     assert!(peak < 64 << 10, "{peak} KiB");
 
-    let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
     assert!(!disk.converted);
     let tree = read(&disk);
     assert_eq!(tree.len(), 100_002);
@@ -438,7 +441,7 @@ fn a_file_of_more_than_four_gibibytes_is_whole() {
         builder.append(&header, &b"after"[..]).unwrap();
         builder.finish().unwrap();
     });
-    let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+    let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
     let layer = File::open(&disk.parts[1]).unwrap();
     let found = layer.metadata().unwrap();
     assert!(found.len() > size);
@@ -476,11 +479,11 @@ fn kinds_that_follow_each_other_at_one_path_leave_the_last() {
         items.rotate_left(last);
         let dir = tempfile::tempdir().unwrap();
         simple(dir.path(), &[items.clone()]);
-        let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+        let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
         let only = Bench::new(&[("only", &[vec![items.pop().unwrap()]])]);
         assert_same(
             &read(&disk),
-            &read(&only.disk("only", &())),
+            &read(&only.disk("only", &Silent)),
             "all and the last",
         );
         let own = read_bytes(&fs::read(&disk.parts[1]).unwrap());

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use bottle_image::to_disk;
 use proptest::prelude::*;
 
+use crate::calls::to_disk;
 use crate::corpus::{Item, Kind, simple};
 use crate::facts::{Facts, Tree, assert_same, rdev, sha256};
 use crate::reader::{read, read_bytes};
@@ -257,7 +257,7 @@ proptest! {
         let model = merge(&mut layers);
         let dir = tempfile::tempdir().unwrap();
         simple(dir.path(), &layers);
-        let disk = to_disk(dir.path(), None, &dir.path().join("store"), &()).unwrap();
+        let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
         assert_same(&expected(&model), &read(&disk), "model and disk");
         for layer in &disk.parts[1..] {
             // By itself it is a file system, too.
