@@ -199,3 +199,21 @@ fn text(key: &Digest, parts: &[(PathBuf, u64)]) -> String {
         .collect();
     vmdk::descriptor(key, &extents)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_within_its_layer_and_behind_the_layers_before() {
+        let body = |size, first| Body { size, first };
+        assert_eq!(place(body(8192, 1), 3, 10).unwrap(), body(8192, 11));
+        assert_eq!(place(body(0, 3), 3, 10).unwrap(), body(0, 13));
+        for (size, first) in [(8193, 1), (1, 3), (u64::MAX, 1), (1, u32::MAX)] {
+            let error = place(body(size, first), 3, 10).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidData, "{size} {first}");
+        }
+        let error = place(body(1, 1), 3, u64::from(u32::MAX)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+    }
+}

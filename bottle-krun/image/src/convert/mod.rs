@@ -113,14 +113,17 @@ pub(crate) fn disk(
         &budget,
         reporter,
     )?;
-    let stored = blobs.iter().map(|blob| {
-        let first = first_with[&blob.diff_id];
-        let (_, summary) = found[first];
-        // What was not found was made, or there was an error.
-        let summary = summary.or_else(|| made.get(&first).copied());
-        summary.map(|summary| Stored { blob, summary })
-    });
-    let stored: Vec<Stored<'_>> = stored.flatten().collect();
+    let stored: Vec<Stored<'_>> = blobs
+        .iter()
+        .map(|blob| {
+            let first = first_with[&blob.diff_id];
+            let (_, summary) = found[first];
+            let summary = summary
+                .or_else(|| made.get(&first).copied())
+                .expect("a layer that is not found is made, or that is an error");
+            Stored { blob, summary }
+        })
+        .collect();
     image::make(&shelves, blobs, &stored, limits)
 }
 
@@ -201,3 +204,6 @@ fn apply(tree: &mut Tree, path: &[&[u8]], record: Record) -> Result<(), PutError
         Record::Whiteout => tree.whiteout(path),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 
@@ -322,6 +322,62 @@ fn a_layers_own_image_has_overlayfs_marks_and_lacks_links_to_lower_layers() {
     assert_eq!(own[&b"usr/new"[..]].links, 2);
 }
 
+/// Where another process of this test finds the layout that it is to convert.
+const OTHER: &str = "BOTTLE_TEST_CONVERT";
+
+/// Runs one of these tests as another process.
+fn other_process(test: &str, dir: &Path) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args(["--exact", &format!("shared::{test}"), "--nocapture"])
+        .env(OTHER, dir)
+        .stdout(Stdio::null());
+    command
+}
+
+#[test]
+fn a_conversion_that_was_killed_anywhere_is_done_by_the_next_one() {
+    if let Some(dir) = env::var_os(OTHER).map(PathBuf::from) {
+        to_disk(&dir, None, &dir.join("store"), &()).unwrap();
+        return;
+    }
+    let test = "a_conversion_that_was_killed_anywhere_is_done_by_the_next_one";
+    let noise = |seed: u32| -> Vec<u8> {
+        (0..4_000_000u32)
+            .map(|at| (at.wrapping_mul(seed) >> 24) as u8)
+            .collect()
+    };
+    let upper = vec![
+        Item::file("upper", noise(2_654_435_761)),
+        Item::link("y", "usr/old"),
+    ];
+    let mut lower = base();
+    lower.push(Item::file("lower", noise(2_246_822_519)));
+    let bench = Bench::new(&[("test", &[lower, upper])]);
+    let whole = bench.0.path().join("whole");
+    let expected = read(&to_disk(bench.0.path(), None, &whole, &()).unwrap());
+    let mut names: Vec<String> = stored(&whole)
+        .iter()
+        .map(|n| format!("{n}.partial"))
+        .collect();
+    names.extend(stored(&whole));
+    for name in names {
+        let store = bench.store();
+        let watched = store.join(&name);
+        let mut child = other_process(test, bench.0.path()).spawn().unwrap();
+        // What comes and goes unseen ends with the process.
+        while !watched.exists() && child.try_wait().unwrap().is_none() {
+            thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let disk = bench.disk("test", &());
+        assert_same(&read(&disk), &expected, &name);
+        assert_eq!(stored(&store), stored(&whole), "{name}");
+        fs::remove_dir_all(&store).unwrap();
+    }
+}
+
 /// A layer of one directory with many names, written as it goes.
 fn crowded(out: impl Write, entries: u32) {
     let mut builder = tar::Builder::new(out);
@@ -386,8 +442,7 @@ fn streamed(dir: &Path, write: impl FnOnce(&mut dyn Write)) {
 
 #[test]
 fn a_directory_of_a_hundred_thousand_names_is_converted_in_little_memory() {
-    let name = "BOTTLE_TEST_CONVERT";
-    if let Some(dir) = env::var_os(name).map(PathBuf::from) {
+    if let Some(dir) = env::var_os(OTHER).map(PathBuf::from) {
         // The other process: its peak is the conversion's alone.
         to_disk(&dir, None, &dir.join("store")).unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -399,12 +454,8 @@ fn a_directory_of_a_hundred_thousand_names_is_converted_in_little_memory() {
     }
     let dir = tempfile::tempdir().unwrap();
     streamed(dir.path(), |out| crowded(out, 100_000));
-    let test = "shared::a_directory_of_a_hundred_thousand_names_is_converted_in_little_memory";
-    let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(name, dir.path())
-        .output()
-        .unwrap();
+    let test = "a_directory_of_a_hundred_thousand_names_is_converted_in_little_memory";
+    let output = other_process(test, dir.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{output:?}");
     let peak = text.split("VmHWM:").nth(1).unwrap();

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use crate::calls::to_disk;
 use crate::corpus::{Item, Kind, simple};
 use crate::facts::{Facts, Tree, assert_same, rdev, sha256};
+use crate::kernel::checked;
 use crate::reader::{read, read_bytes};
 
 /// What a path holds; hard links share the number.
@@ -259,6 +260,7 @@ proptest! {
         simple(dir.path(), &layers);
         let disk = to_disk(dir.path(), None, &dir.path().join("store")).unwrap();
         assert_same(&expected(&model), &read(&disk), "model and disk");
+        checked(&disk, dir.path());
         for layer in &disk.parts[1..] {
             // By itself it is a file system, too.
             read_bytes(&fs::read(layer).unwrap());
