@@ -1,5 +1,6 @@
 //! Conversions with limits and sources that a layout cannot have.
 
+use bottle_core::reporter::Silent;
 use std::io::{self, Cursor, Read};
 use std::time::{Duration, Instant};
 
@@ -88,14 +89,14 @@ fn all_layers_share_one_limit_of_bytes_and_those_in_the_store_count() {
     };
     let store = tempfile::tempdir().unwrap();
     for found in [0, 1] {
-        let error = disk(&memory, &blobs, store.path(), &limits, &()).unwrap_err();
+        let error = disk(&memory, &blobs, store.path(), &limits, &Silent).unwrap_err();
         assert!(
             matches!(error, ImageError::Limit { limit: 16_000, .. }),
             "{found} in the store: {error:?}"
         );
-        disk(&memory, &blobs[..1], store.path(), &limits, &()).unwrap();
+        disk(&memory, &blobs[..1], store.path(), &limits, &Silent).unwrap();
     }
-    disk(&memory, &blobs, store.path(), &Limits::DEFAULT, &()).unwrap();
+    disk(&memory, &blobs, store.path(), &Limits::DEFAULT, &Silent).unwrap();
 }
 
 #[test]
@@ -107,8 +108,8 @@ fn all_layers_share_one_limit_of_entries() {
     };
     let blobs = memory.blobs();
     let store = tempfile::tempdir().unwrap();
-    disk(&memory, &blobs[..1], store.path(), &limits, &()).unwrap();
-    let error = disk(&memory, &blobs, store.path(), &limits, &()).unwrap_err();
+    disk(&memory, &blobs[..1], store.path(), &limits, &Silent).unwrap();
+    let error = disk(&memory, &blobs, store.path(), &limits, &Silent).unwrap_err();
     let ImageError::Limit { what, limit } = error else {
         panic!("{error:?}");
     };
@@ -124,7 +125,7 @@ fn a_layer_that_fails_stops_the_others() {
     let memory = Memory(vec![None, layer(&[("../evil", 1)])]);
     let store = tempfile::tempdir().unwrap();
     let blobs = memory.blobs();
-    let error = disk(&memory, &blobs, store.path(), &Limits::DEFAULT, &()).unwrap_err();
+    let error = disk(&memory, &blobs, store.path(), &Limits::DEFAULT, &Silent).unwrap_err();
     let ImageError::BadEntry { source, .. } = error else {
         panic!("{error:?}");
     };

@@ -338,7 +338,7 @@ fn other_process(test: &str, dir: &Path) -> Command {
 #[test]
 fn a_conversion_that_was_killed_anywhere_is_done_by_the_next_one() {
     if let Some(dir) = env::var_os(OTHER).map(PathBuf::from) {
-        to_disk(&dir, None, &dir.join("store"), &()).unwrap();
+        to_disk(&dir, None, &dir.join("store")).unwrap();
         return;
     }
     let test = "a_conversion_that_was_killed_anywhere_is_done_by_the_next_one";
@@ -355,7 +355,7 @@ fn a_conversion_that_was_killed_anywhere_is_done_by_the_next_one() {
     lower.push(Item::file("lower", noise(2_246_822_519)));
     let bench = Bench::new(&[("test", &[lower, upper])]);
     let whole = bench.0.path().join("whole");
-    let expected = read(&to_disk(bench.0.path(), None, &whole, &()).unwrap());
+    let expected = read(&to_disk(bench.0.path(), None, &whole).unwrap());
     let mut names: Vec<String> = stored(&whole)
         .iter()
         .map(|n| format!("{n}.partial"))
@@ -371,7 +371,7 @@ fn a_conversion_that_was_killed_anywhere_is_done_by_the_next_one() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let disk = bench.disk("test", &());
+        let disk = bench.disk("test", &Silent);
         assert_same(&read(&disk), &expected, &name);
         assert_eq!(stored(&store), stored(&whole), "{name}");
         fs::remove_dir_all(&store).unwrap();
