@@ -130,6 +130,7 @@ fn a_stalled_download_is_continued_by_the_next_pull() {
         }
     });
     let (digest, _) = bench.large();
+    bench.hasty();
     let message = bench.fails_leaving(&server);
     let expected = format!(
         "`{}` sent nothing more of layer {digest} for 500 ms; try again: a layer continues where \
@@ -138,6 +139,7 @@ fn a_stalled_download_is_continued_by_the_next_pull() {
     );
     assert!(message.ends_with(&expected), "{message}");
     assert_eq!(fs::metadata(bench.partial()).unwrap().len(), 123_456);
+    bench.options.timeouts.stall = patient().timeouts.stall;
     bench.succeeds(&server);
     assert_eq!(ranges(&server, &bench)[1].as_deref(), Some("bytes=123456-"));
 }
