@@ -89,6 +89,11 @@ impl Bench {
         self.rule(&server.host()).plain_http = true;
     }
 
+    /// Gives up soon on a server that sends nothing.
+    pub(crate) fn hasty(&mut self) {
+        self.options.timeouts.stall = Duration::from_millis(500);
+    }
+
     /// A `config.json`.
     pub(crate) fn docker_config(&mut self, config: &serde_json::Value) {
         let home = self.dir.path().join("docker");
@@ -175,10 +180,9 @@ impl Bench {
     }
 }
 
-/// Options whose waits are over soon.
+/// Options whose waits are over soon, except for bytes: a busy machine is no stalling server.
 pub(crate) fn patient() -> SourceOptions {
     let mut options = SourceOptions::default();
-    options.timeouts.stall = Duration::from_millis(500);
     options.timeouts.backoff = Duration::from_millis(5);
     options.timeouts.retry_after = Duration::from_secs(1);
     options

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bottle_core::reporter::Silent;
 use serde_json::json;
 
-use crate::bench::{Bench, serve};
+use crate::bench::{Bench, patient, serve};
 use crate::corpus::{CONFIG, INDEX, MANIFEST, Pack, blob, digest, layout, named, tar};
 use crate::registry::{Fault, Reply, Server};
 
@@ -58,6 +58,7 @@ fn what_a_refusal_says_at_length_is_not_waited_for() {
             .fails(&server)
             .ends_with("`docker login {0}`".replace("{0}", &server.host()).as_str())
     );
+    bench.hasty();
     let server = answering(&mut bench, Reply::error(404, "x").fault(Fault::Stall(3)));
     assert!(bench.fails(&server).contains("has no `v1`"));
 }
@@ -148,6 +149,7 @@ fn a_registry_that_is_not_there_is_named() {
 #[test]
 fn a_registry_that_stalls_is_given_up() {
     let mut bench = Bench::new();
+    bench.hasty();
     for fault in [Fault::Silence, Fault::Stall(0), Fault::Stall(20)] {
         let repo = bench.repo();
         let server = Server::start(move |seen| repo.answer(seen).fault(fault));
@@ -397,6 +399,7 @@ fn a_token_server_that_lies_is_found_out() {
         assert!(message.starts_with(&start), "{message}");
         assert!(message.contains(expected), "{message}");
     }
+    bench.hasty();
     let server = token_from(
         &mut bench,
         "http://HOST/token",
@@ -407,6 +410,7 @@ fn a_token_server_that_lies_is_found_out() {
             .fails(&server)
             .contains("sent nothing more of a token")
     );
+    bench.options = patient();
     // A token that is good for nothing.
     let server = token_from(&mut bench, "http://HOST/token", ok("{\"token\": \"x\"}"));
     assert!(

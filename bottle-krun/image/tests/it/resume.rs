@@ -1,7 +1,8 @@
 //! Downloads that break off: continued within a pull, and by the next one.
 
 use std::env;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -130,6 +131,7 @@ fn a_stalled_download_is_continued_by_the_next_pull() {
         }
     });
     let (digest, _) = bench.large();
+    bench.hasty();
     let message = bench.fails_leaving(&server);
     let expected = format!(
         "`{}` sent nothing more of layer {digest} for 500 ms; try again: a layer continues where \
@@ -138,6 +140,7 @@ fn a_stalled_download_is_continued_by_the_next_pull() {
     );
     assert!(message.ends_with(&expected), "{message}");
     assert_eq!(fs::metadata(bench.partial()).unwrap().len(), 123_456);
+    bench.options.timeouts.stall = patient().timeouts.stall;
     bench.succeeds(&server);
     assert_eq!(ranges(&server, &bench)[1].as_deref(), Some("bytes=123456-"));
 }
@@ -256,6 +259,38 @@ fn two_processes_download_each_layer_once() {
     assert_eq!(ranges(&server, &bench), [None]);
     bench.succeeds(&server);
     assert_eq!(ranges(&server, &bench).len(), 1);
+}
+
+#[test]
+fn a_download_of_another_process_is_waited_for() {
+    let mut bench = Bench::new();
+    let server = serving(&mut bench, ranged);
+    let (_, bytes) = bench.large();
+    fs::create_dir_all(bench.store().join("blobs")).unwrap();
+    fs::write(bench.partial(), &bytes[..500_000]).unwrap();
+    let theirs = OpenOptions::new()
+        .append(true)
+        .open(bench.partial())
+        .unwrap();
+    theirs.lock().unwrap();
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| bench.succeeds(&server));
+        // Manifest and config are read, and then it has to wait.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while server.seen().len() < 2 {
+            assert!(Instant::now() < deadline, "the pull did not come so far");
+            thread::yield_now();
+        }
+        let a_while = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < a_while {
+            assert_eq!(ranges(&server, &bench).len(), 0, "it did not wait");
+            thread::yield_now();
+        }
+        (&theirs).write_all(&bytes[500_000..]).unwrap();
+        theirs.unlock().unwrap();
+        pull.join().unwrap();
+    });
+    assert_eq!(ranges(&server, &bench).len(), 0);
 }
 
 #[test]

@@ -197,7 +197,14 @@ fn a_helper_is_a_name_and_never_a_path_or_a_command() {
     // A relative directory of the PATH would be the current one's word.
     let mut home = Home::new(r#"{"credsStore": "x"}"#);
     home.helper("x", "echo '{\"Username\":\"u\",\"Secret\":\"hunter2\"}'");
-    home.options.helper_path = Some(".:relative".into());
+    let up = env::current_dir().unwrap().components().count() - 1;
+    let relative = format!(
+        "{}{}",
+        "../".repeat(up),
+        &home.dir.path().display().to_string()[1..]
+    );
+    assert!(Path::new(&relative).join("docker-credential-x").exists());
+    home.options.helper_path = Some(relative.into());
     assert!(home.failure("a.test").contains("is not in PATH"));
 }
 
