@@ -16,7 +16,7 @@ use bottle_image::ImageDisk;
 use serde_json::json;
 
 use crate::archives::skopeo_copy;
-use crate::bench::{Bench, files};
+use crate::bench::{Bench, leftovers};
 use crate::calls::chain;
 use crate::registry::certificates;
 
@@ -172,7 +172,7 @@ fn a_real_registry_is_pulled_from_with_and_without_login_and_tls() {
             let config = json!({"auths": {&host: {"auth": "dXNlcjpodW50ZXIy"}}});
             bench.docker_config(&config);
         }
-        assert_eq!(files(&bench.store()), [""; 0]);
+        assert_eq!(leftovers(&bench.store()), [""; 0]);
         bench.check(&registry.pull(&bench).unwrap());
     }
 }
@@ -220,7 +220,7 @@ fn a_real_registry_continues_a_download_and_is_found_out_when_it_is_damaged() {
         message.contains(&format!("lacks layer {digest}")),
         "{message}"
     );
-    assert_eq!(files(&bench.store()), [""; 0]);
+    assert_eq!(leftovers(&bench.store()), [""; 0]);
 }
 
 /// Passes connections on; the first one that brings more than so many bytes is shut.

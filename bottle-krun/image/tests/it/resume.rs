@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bottle_core::reporter::Silent;
 use bottle_image::RegistryRule;
 
-use crate::bench::{Bench, files, patient};
+use crate::bench::{Bench, leftovers, patient};
 use crate::calls::chain;
 use crate::registry::{Fault, Reply, Seen, Server, ranged};
 
@@ -110,7 +110,7 @@ fn a_connection_that_breaks_again_and_again_is_given_up_and_continued_by_the_nex
     );
     assert!(message.contains(&expected), "{message}");
     assert_eq!(ranges(&server, &bench).len(), 6);
-    let left = files(&bench.store());
+    let left = leftovers(&bench.store());
     assert_eq!(left, [format!("blobs/{}.partial", &digest[7..])]);
     assert_eq!(fs::read(bench.partial()).unwrap(), bytes[..60_000]);
 
