@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use bottle_image::RegistryRule;
 use serde::Deserialize;
 use thiserror::Error;
+use toml::de::Error as TomlError;
 
 /// The file's whole content.
 #[derive(Debug, Deserialize)]
@@ -85,7 +86,7 @@ pub(crate) enum RegistriesError {
         /// The file.
         path: PathBuf,
         /// What is wrong, and where.
-        source: Box<toml::de::Error>,
+        source: Box<TomlError>,
     },
 }
 

@@ -55,7 +55,6 @@ impl Tree {
     }
 
     /// Returns cargo's target directory.
-    #[cfg(not(feature = "bindings"))]
     pub(crate) fn target(&self) -> &Path {
         &self.target
     }

@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// Start a bottle, run a command in it, and remove it when the command ends
     Start(Box<StartArgs>),
     /// Get, list and remove images
-    Image(ImageArgs),
+    Image(Box<ImageArgs>),
     /// Say what this host has, what it lacks, and how to get it
     Doctor(DoctorArgs),
 }

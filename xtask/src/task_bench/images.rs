@@ -6,6 +6,7 @@
 //! decompress and hash the same layers.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -171,7 +172,7 @@ impl World {
     fn fresh(&self, name: &str) -> Result<PathBuf> {
         let dir = self.dir.path().join(name);
         match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
             Ok(()) | Err(_) => {}
         }
         fs::create_dir(&dir)?;

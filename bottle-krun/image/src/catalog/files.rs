@@ -115,10 +115,11 @@ impl<'s> Kept<'s> {
                     self.layers.contains_key(stem)
                 };
                 // A disk that lost its name may still have a bottle that runs from it.
-                if !needed && !(is_disk && is_locked(self.store, stem)?) {
-                    bytes += size(&path)?;
-                    remove_file(&path)?;
+                if needed || (is_disk && is_locked(self.store, stem)?) {
+                    continue;
                 }
+                bytes += size(&path)?;
+                remove_file(&path)?;
             }
         }
         Ok(bytes)

@@ -148,7 +148,7 @@ fn nothing_is_removed_while_images_are_added() {
     thread::spawn(move || done.send(catalog.prune(true).unwrap()).unwrap());
     // What the pull does meanwhile.
     store.add("a", &["of a pull"]);
-    assert!(pruned.try_recv().is_err());
+    pruned.try_recv().unwrap_err();
     drop((pull, another));
     let removed = pruned.recv_timeout(DEADLINE).unwrap();
     assert_eq!(removed.names, ["a"]);

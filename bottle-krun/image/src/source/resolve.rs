@@ -77,7 +77,7 @@ pub(crate) fn follow(documents: &dyn Documents, top: Document) -> Result<Found, 
             }
             Kind::Manifest => {
                 let manifest: Manifest = parse("manifest", &name, &document.bytes)?;
-                return read_config(documents, document, &manifest, &wanted);
+                return read_config(documents, &document, &manifest, &wanted);
             }
         }
     }
@@ -97,7 +97,7 @@ fn manifest(documents: &dyn Documents, descriptor: &Descriptor) -> Result<Docume
 
 fn read_config(
     documents: &dyn Documents,
-    document: Document,
+    document: &Document,
     manifest: &Manifest,
     wanted: &Platform,
 ) -> Result<Found, ImageError> {

@@ -61,7 +61,7 @@ fn a_layout(dir: &Path) -> Value {
 #[track_caller]
 fn is_the_image(disk: &ImageDisk) {
     assert_eq!(disk.image.config.cmd, ["/app"]);
-    assert_eq!(read(&disk)[&b"file"[..]].size, 7);
+    assert_eq!(read(disk)[&b"file"[..]].size, 7);
 }
 
 #[test]
