@@ -91,6 +91,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
+        self.pulling.finish();
         self.printer.hide();
     }
 }

@@ -53,10 +53,10 @@ impl Pulling {
         }
     }
 
-    /// Takes the bars away: what comes next is the last word.
+    /// Takes the bars away: what comes next is the last word, even if layers still come in.
     pub(crate) fn finish(&self) {
-        for layer in self.lock().iter_mut() {
-            if let Some(bar) = layer.bar.take() {
+        for layer in self.lock().drain(..) {
+            if let Some(bar) = layer.bar {
                 bar.finish_and_clear();
             }
         }

@@ -107,7 +107,13 @@ async fn get(
     );
     let pulled = tokio::select! {
         pulled = work => pulled?,
-        Some(signal) = host.signals.recv() => return Ok(Status::signaled(signal.number())),
+        Some(signal) = host.signals.recv() => {
+            pulling.finish();
+            if verbosity != Verbosity::Quiet {
+                printer.say("stopped; the next pull goes on from here");
+            }
+            return Ok(Status::signaled(signal.number()));
+        }
     };
     pulling.finish();
     if verbosity != Verbosity::Quiet {
