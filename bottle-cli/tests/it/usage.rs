@@ -44,10 +44,13 @@ async fn the_help_of_start_names_every_flag() {
     Usage: bottle start [OPTIONS] [IMAGE] [-- <CMD>...]
 
     Arguments:
-      [IMAGE]   Boot this image
+      [IMAGE]   Boot this image: of a registry (`debian:12`), a layout (`oci:DIR[:TAG]`), a file
+                (`oci-archive:FILE`, `docker-archive:FILE`) or standard input (`-`)
       [CMD]...  Run this command (default: the image's)
 
     Options:
+          --pull <missing|always|never>
+              Ask the registry for the image if it is not here, always, or never [default: missing]
           --name <NAME>
               Name the bottle, `a-z`, `0-9` and `-` (default: made up)
           --allow <HOST[:PORT]>
@@ -67,6 +70,8 @@ async fn the_help_of_start_names_every_flag() {
           --disk <SIZE>
               Give it a writable disk of this size, of which only what is used takes up space here
               (default: 20g)
+          --ephemeral
+              Keep what is written in its memory, and on no disk
           --upstream-ca <FILE>
               Also trust the CA certificates of this PEM file for the hosts it reaches (can be repeated)
           --resolve <HOST:PORT:ADDR[:PORT]>
