@@ -23,6 +23,7 @@ pub mod given;
 pub mod host;
 pub mod layout;
 pub mod processes;
+pub mod registry;
 pub mod token;
 pub mod upstream;
 pub mod wait;

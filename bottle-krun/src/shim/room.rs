@@ -22,7 +22,7 @@ use crate::vmm::launch::Brake;
 /// How often the host is asked. What a guest may write meanwhile has to fit into what is kept.
 const PERIOD: Duration = Duration::from_millis(250);
 /// The least and the most that is kept free, in bytes; between them a twentieth of the file system.
-const KEPT: [u64; 2] = [16 << 20, 512 << 20];
+const KEPT: [u64; 2] = [64 << 20, 512 << 20];
 
 /// The file system that an overlay lies on.
 #[derive(Clone, Debug)]

@@ -67,7 +67,7 @@ fn an_ephemeral_bottle_keeps_what_it_writes_in_memory_and_is_told_when_that_is_f
 fn a_host_without_room_freezes_the_bottle_until_there_is_room_again() {
     on_host(async |host| {
         // Big enough to start from, and too small for what the guest will write.
-        let small = Mounted::tmpfs(&host.dir.join("small"), 300)?;
+        let small = Mounted::tmpfs(&host.dir.join("small"), 400)?;
         let ballast = small.0.join("ballast");
         fs::write(&ballast, vec![1; 150 << 20])?;
         let mut options = host.options()?;

@@ -15,6 +15,7 @@ mod files;
 mod image_config;
 mod kill;
 mod refused;
+mod registry;
 mod servers;
 mod stall;
 mod unprivileged;
