@@ -31,7 +31,8 @@ impl Registry {
         let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
         let manifest = index["manifests"][0]["digest"].as_str();
         let manifest = manifest.context("the layout lists no image")?.to_owned();
-        let (blobs, asked) = (layout.join("blobs/sha256"), Arc::default());
+        let blobs = layout.join("blobs/sha256");
+        let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
