@@ -39,7 +39,7 @@ impl Registry {
                 let (blobs, manifest) = (blobs.clone(), manifest.clone());
                 count.fetch_add(1, Ordering::SeqCst);
                 // Whatever goes wrong here shows at the other end.
-                thread::spawn(move || answer(client, &blobs, &manifest));
+                thread::spawn(move || answer(&client, &blobs, &manifest));
             }
         });
         Ok(Self { host, asked })
@@ -52,8 +52,8 @@ impl Registry {
 }
 
 /// Answers one request and closes.
-fn answer(client: TcpStream, blobs: &Path, manifest: &str) -> io::Result<()> {
-    let mut lines = BufReader::new(&client).lines();
+fn answer(mut client: &TcpStream, blobs: &Path, manifest: &str) -> io::Result<()> {
+    let mut lines = BufReader::new(client).lines();
     let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
     while lines
         .next()
@@ -69,17 +69,16 @@ fn answer(client: TcpStream, blobs: &Path, manifest: &str) -> io::Result<()> {
         ["v2", .., "blobs", digest] => (blob(blobs, digest), "application/octet-stream"),
         _ => (PathBuf::new(), ""),
     };
-    let mut out = &client;
     let Ok(mut file) = File::open(file) else {
-        return out.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+        return client.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
     };
     let length = file.metadata()?.len();
     write!(
-        out,
+        client,
         "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
          Connection: close\r\n\r\n"
     )?;
-    io::copy(&mut file, &mut out).map(drop)
+    io::copy(&mut file, &mut client).map(drop)
 }
 
 fn blob(blobs: &Path, digest: &str) -> PathBuf {
