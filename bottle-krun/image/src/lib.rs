@@ -188,7 +188,21 @@ pub fn pull(
         config: serde_json::from_slice(&found.config_bytes).unwrap_or_default(),
     };
     let disk = disk_of(found, &*blobs, store, reporter)?;
-    catalog.record(&record)?;
+    let record = match catalog.get(&record.name)? {
+        // When it came stays what it was.
+        Some(known)
+            if (ImageRecord {
+                added: known.added,
+                ..record.clone()
+            }) == known =>
+        {
+            known
+        }
+        Some(_) | None => {
+            catalog.record(&record)?;
+            record
+        }
+    };
     Ok((disk, record))
 }
 
