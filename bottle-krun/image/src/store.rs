@@ -100,27 +100,14 @@ impl Partial {
         path.push(".");
         path.push(PARTIAL);
         let path = PathBuf::from(path);
-        loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(io_at("make", &path))?;
-            file.lock().map_err(io_at("lock", &path))?;
-            // Whoever had the lock before may have published or removed the file.
-            if has_name(&file, &path).map_err(io_at("read", &path))? {
-                file.set_len(0).map_err(io_at("write", &path))?;
-                return Ok(Self {
-                    file,
-                    path,
-                    target,
-                    published: false,
-                });
-            }
-        }
+        let file = lock_named(&path)?;
+        file.set_len(0).map_err(io_at("write", &path))?;
+        Ok(Self {
+            file,
+            path,
+            target,
+            published: false,
+        })
     }
 
     /// The file to write, empty at first.
@@ -152,6 +139,25 @@ impl Drop for Partial {
         // Still locked: nobody else can be writing it.
         if let Err(error) = fs::remove_file(&self.path) {
             warn!(path = %self.path.display(), %error, "cannot remove the temporary file");
+        }
+    }
+}
+
+/// Makes or opens a temporary file and locks it, waiting for whoever has the lock.
+pub(crate) fn lock_named(path: &Path) -> Result<File, ImageError> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io_at("make", path))?;
+        file.lock().map_err(io_at("lock", path))?;
+        // Whoever had the lock before may have published or removed the file.
+        if has_name(&file, path).map_err(io_at("read", path))? {
+            return Ok(file);
         }
     }
 }

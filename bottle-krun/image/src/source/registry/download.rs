@@ -13,10 +13,10 @@
 //! Who has read it to its end has checked its digest, or found it wrong: either way the file has
 //! served its purpose and is removed when the reader is dropped.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::mem;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -29,6 +29,7 @@ use super::http::{Body, HangUp, HttpError, Response};
 use crate::digest::Digest;
 use crate::error::{ImageError, io_at};
 use crate::layer::LayerBlob;
+use crate::store::lock_named;
 
 /// Starts or continues the download of a blob.
 pub(crate) fn open(
@@ -142,31 +143,13 @@ struct Partial {
 
 impl Partial {
     fn lock(path: PathBuf) -> Result<Self, ImageError> {
-        loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(io_at("make", &path))?;
-            file.lock().map_err(io_at("lock", &path))?;
-            // Whoever had the lock before may have removed the file.
-            let ours = file.metadata().map_err(io_at("read", &path))?;
-            match fs::symlink_metadata(&path) {
-                Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {
-                    return Ok(Self {
-                        file,
-                        path,
-                        keep: ours.len() > 0,
-                    });
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(io_at("read", &path)(error)),
-            }
-        }
+        let file = lock_named(&path)?;
+        let found = file.metadata().map_err(io_at("read", &path))?;
+        Ok(Self {
+            file,
+            path,
+            keep: found.len() > 0,
+        })
     }
 
     fn length(&self) -> Result<u64, ImageError> {
