@@ -127,11 +127,16 @@ pub(crate) fn run(tree: &Tree) -> Result<()> {
 
 /// Installs what building images and running bottles needs; returns the kernel library's path.
 pub(crate) fn for_machines(tree: &Tree) -> Result<PathBuf> {
-    install(&NEEDS)?;
+    let place = first_look();
+    match place {
+        Place::Here => install(&NEEDS)?,
+        // All at once: who isn't root is told one command, not two after each other.
+        Place::Outer(_) => install(NEEDS.iter().chain(&OUTER_NEEDS))?,
+    }
     let kernel = kernel(tree)?;
-    match first_look() {
+    match place {
         Place::Here => {}
-        Place::Outer(_) => for_outer(tree)?,
+        Place::Outer(_) => outer::prepare(tree)?,
     }
     Ok(kernel)
 }
@@ -143,8 +148,8 @@ pub(crate) fn for_outer(tree: &Tree) -> Result<()> {
 }
 
 /// Installs system packages, or says the one command that does.
-fn install(needs: &[Need]) -> Result<()> {
-    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.found)()).collect();
+fn install<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
+    let missing: Vec<&Need> = needs.into_iter().filter(|need| !(need.found)()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -295,6 +295,14 @@ async fn start(
         }
         Err(_) => return Err(stages.failed(Blame::Environment, late(JAIL_DEADLINE))),
     };
+    let room = match room {
+        Some(room) => {
+            let brake = vm.brake();
+            let brake = brake.map_err(|error| stages.failed(Blame::Environment, error))?;
+            Some((room, brake))
+        }
+        None => None,
+    };
     stages.end(String::new()).await;
 
     let sink: Arc<dyn EventSink> = Arc::clone(&record) as _;

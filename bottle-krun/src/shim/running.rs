@@ -31,7 +31,7 @@ use super::room::Room;
 use crate::error::last_lines;
 use crate::random;
 use crate::record::Record;
-use crate::vmm::launch::{Vm, VmEnd};
+use crate::vmm::launch::{Brake, Vm, VmEnd};
 
 /// How much longer than its grace the guest may take to say goodbye.
 const GOODBYE_MARGIN: Duration = Duration::from_secs(5);
@@ -49,8 +49,8 @@ pub(super) struct Running {
     pub(super) egress: Egress,
     pub(super) console: Console,
     pub(super) record: Arc<Record>,
-    /// Of an overlay on a disk.
-    pub(super) room: Option<Room>,
+    /// Of an overlay on a disk, with what freezes the machine when there is none left.
+    pub(super) room: Option<(Room, Brake)>,
     /// Locked as long as the bottle runs, so that nobody removes its image.
     pub(super) disk: File,
     pub(super) default_argv: Vec<String>,
@@ -105,7 +105,7 @@ impl Running {
         let owner = tokio::spawn(clients::serve(Arc::clone(&shared), owner, pending.clone()));
         let others = tokio::spawn(serve_others(listener, shared, pending));
         let tripwire = tokio::spawn(tripwire.watch(Arc::clone(&record)));
-        let room = room.zip(vm.brake()).map(|(room, brake)| {
+        let room = room.map(|(room, brake)| {
             tokio::spawn(room.watch(brake, condition_send, Arc::clone(&record)))
         });
 

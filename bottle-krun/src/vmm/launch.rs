@@ -314,10 +314,14 @@ impl Vm {
         self.wait().await
     }
 
-    /// Returns what stops and continues the machine; none if it does not run.
-    pub(crate) fn brake(&self) -> Option<Brake> {
-        let vmm = self.vmm.as_ref()?.get_ref().try_clone().ok()?;
-        Some(Brake(vmm))
+    /// Returns what stops and continues the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotFound`] if it does not run; else what the system says.
+    pub(crate) fn brake(&self) -> io::Result<Brake> {
+        let vmm = self.vmm.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        vmm.get_ref().try_clone().map(Brake)
     }
 
     /// Returns the process ids of warden and vmm, as far as they exist.

@@ -17,6 +17,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::as_postcard;
+
 /// The vsock port on which the host process takes exactly one connection per boot.
 pub const PORT: u32 = 5000;
 
@@ -207,3 +209,14 @@ pub struct SignalRequest {
     /// The Linux signal number.
     pub signal: u8,
 }
+
+as_postcard!(
+    HostHello,
+    GuestHello,
+    FromHost,
+    FromGuest,
+    ToInit,
+    ToHost,
+    ExecReport,
+    SignalRequest,
+);

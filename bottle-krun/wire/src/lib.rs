@@ -10,6 +10,7 @@
 //! [`message`] puts single values on a stream, [`pump`] moves the bytes of one to another.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
 pub mod client;
 pub mod guest;
 pub mod message;

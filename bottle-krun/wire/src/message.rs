@@ -1,15 +1,82 @@
-//! Single values on a stream: `u32` little-endian length, then postcard, bounded.
+//! Single values on a stream: `u32` little-endian length, then the value, bounded.
 //!
+//! How a value is coded is a matter of its type: what is said to a guest is postcard (both ends are
+//! of one build), what is said to a client is JSON (a peer of another release reads what it knows).
 //! A peer's length is believed only as far as bytes follow it: nothing is reserved ahead of them.
 
 use std::io;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// A value that one end says and the other understands.
+pub trait Message: Sized {
+    /// Codes it.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if it cannot be coded.
+    fn to_bytes(&self) -> io::Result<Vec<u8>>;
+
+    /// Decodes what exactly these bytes say.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidData`] for bytes that are no such value, and for bytes left over
+    /// behind it.
+    fn from_bytes(bytes: &[u8]) -> io::Result<Self>;
+}
+
+/// Codes types as postcard: compact, and understood by the same build only.
+macro_rules! as_postcard {
+    ($($name:ty),* $(,)?) => { $(
+        impl $crate::message::Message for $name {
+            fn to_bytes(&self) -> std::io::Result<Vec<u8>> {
+                postcard::to_stdvec(self)
+                    .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))
+            }
+
+            fn from_bytes(bytes: &[u8]) -> std::io::Result<Self> {
+                let invalid = std::io::ErrorKind::InvalidData;
+                match postcard::take_from_bytes(bytes) {
+                    Ok((message, [])) => Ok(message),
+                    Ok((_, rest)) => {
+                        let left = rest.len();
+                        let text = format!("{left} bytes are left over behind a message");
+                        Err(std::io::Error::new(invalid, text))
+                    }
+                    Err(error) => Err(std::io::Error::new(invalid, error)),
+                }
+            }
+        }
+    )* };
+}
+pub(crate) use as_postcard;
+
+// An end that opens no streams, and the tests.
+as_postcard!((), u8, u32, String, Vec<u8>);
+
+/// Codes types as JSON: fields and kinds that a peer does not know are no error.
+#[cfg(feature = "client")]
+macro_rules! as_json {
+    ($($name:ty),* $(,)?) => { $(
+        impl $crate::message::Message for $name {
+            fn to_bytes(&self) -> std::io::Result<Vec<u8>> {
+                serde_json::to_vec(self)
+                    .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))
+            }
+
+            fn from_bytes(bytes: &[u8]) -> std::io::Result<Self> {
+                serde_json::from_slice(bytes)
+                    .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+            }
+        }
+    )* };
+}
+#[cfg(feature = "client")]
+pub(crate) use as_json;
 
 /// Writes one value and flushes the stream.
 ///
@@ -20,7 +87,7 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 /// # Cancellation
 ///
 /// A part of the message may have been written; the stream is of no further use.
-pub async fn write<W: AsyncWrite + Unpin, M: Serialize>(
+pub async fn write<W: AsyncWrite + Unpin, M: Message>(
     stream: &mut W,
     message: &M,
 ) -> io::Result<()> {
@@ -40,9 +107,7 @@ pub async fn write<W: AsyncWrite + Unpin, M: Serialize>(
 /// # Cancellation
 ///
 /// A part of the message may have been read; the stream is of no further use.
-pub async fn read<R: AsyncRead + Unpin, M: DeserializeOwned>(
-    stream: &mut R,
-) -> io::Result<Option<M>> {
+pub async fn read<R: AsyncRead + Unpin, M: Message>(stream: &mut R) -> io::Result<Option<M>> {
     let mut header = [0; 4];
     if stream.read(&mut header[..1]).await? == 0 {
         return Ok(None);
@@ -66,37 +131,20 @@ pub async fn read<R: AsyncRead + Unpin, M: DeserializeOwned>(
             format!("message of {length} bytes ends after {}", body.len()),
         ));
     }
-    decode(&body).map(Some)
+    M::from_bytes(&body).map(Some)
 }
 
 /// The whole of a message, length included.
-fn encode<M: Serialize>(message: &M) -> io::Result<Vec<u8>> {
-    let mut bytes = postcard::to_extend(message, vec![0; 4])
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-    let length = bytes.len() - 4;
+fn encode<M: Message>(message: &M) -> io::Result<Vec<u8>> {
+    let body = message.to_bytes()?;
+    let length = body.len();
     let (true, Ok(header)) = (length <= MAX_MESSAGE, u32::try_from(length)) else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("message of {length} bytes, at most {MAX_MESSAGE} are sent"),
         ));
     };
-    bytes[..4].copy_from_slice(&header.to_le_bytes());
-    Ok(bytes)
-}
-
-/// One value out of exactly these bytes.
-pub(crate) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> io::Result<M> {
-    let (message, rest) = postcard::take_from_bytes(bytes)
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-    if rest.is_empty() {
-        Ok(message)
-    } else {
-        let left = rest.len();
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{left} bytes are left over behind a message"),
-        ))
-    }
+    Ok([&header.to_le_bytes(), &body[..]].concat())
 }
 
 #[cfg(test)]
@@ -117,7 +165,7 @@ mod tests {
             .block_on(future)
     }
 
-    fn read_all<M: DeserializeOwned>(bytes: &[u8]) -> Vec<io::Result<Option<M>>> {
+    fn read_all<M: Message>(bytes: &[u8]) -> Vec<io::Result<Option<M>>> {
         block_on(async {
             let mut stream = Cursor::new(bytes);
             let mut results = Vec::new();

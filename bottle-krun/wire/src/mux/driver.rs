@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
-use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frame::{self, HEADER};
 use super::state::{Effect, Shared};
 use super::{MAX_BACKLOG, MAX_STREAMS, MuxError, MuxStream, Violation};
-use crate::message;
+use crate::message::Message;
 
 /// Bytes read and written at once.
 const CHUNK: usize = 64 << 10;
@@ -38,7 +37,7 @@ pub(crate) struct Driver<T, In> {
 impl<T, In> Driver<T, In>
 where
     T: AsyncRead + AsyncWrite + Unpin,
-    In: DeserializeOwned,
+    In: Message,
 {
     pub(crate) fn new(io: T, shared: Shared, queue: Queue<In>) -> Self {
         Self {
@@ -126,7 +125,7 @@ where
                         id,
                     };
                     let first =
-                        message::decode(&message).map_err(|_| Violation::BadOpen { stream: id })?;
+                        In::from_bytes(&message).map_err(|_| Violation::BadOpen { stream: id })?;
                     self.queue.push(first, stream, message.len())?;
                 }
                 Effect::Withdrawn { stream, ended } => self.queue.withdraw(stream, ended),
@@ -142,7 +141,7 @@ where
 impl<T, In> Future for Driver<T, In>
 where
     T: AsyncRead + AsyncWrite + Unpin,
-    In: DeserializeOwned,
+    In: Message,
 {
     type Output = Result<(), MuxError>;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kind u8 │ stream u32 le │ value u32 le │ payload
-//! 1 Open    its number      payload length  the first message (postcard), at most MAX_OPEN
+//! 1 Open    its number      payload length  the first message, at most MAX_OPEN
 //! 2 Data    "               payload length  1..=MAX_DATA bytes
 //! 3 End     "               0               none: the sender's direction is over
 //! 4 Reset   "               0               none: both directions are over

@@ -36,13 +36,12 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::driver::{Driver, Queue};
 use self::state::Shared;
+use crate::message::Message;
 
 /// Bytes that may be under way on a stream, in one direction, without being consumed.
 pub const WINDOW: usize = 256 << 10;
@@ -88,8 +87,8 @@ pub fn start<T, Out, In>(
 )
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    Out: Serialize + Send + 'static,
-    In: DeserializeOwned + Send + 'static,
+    Out: Message + Send + 'static,
+    In: Message + Send + 'static,
 {
     let shared = Shared::new(side);
     let queue = Queue::new();
@@ -120,7 +119,7 @@ impl<Out> Clone for Opener<Out> {
     }
 }
 
-impl<Out: Serialize> Opener<Out> {
+impl<Out: Message> Opener<Out> {
     /// Opens a stream whose first message is `open`. Streams arrive at the peer in the order of
     /// these calls.
     ///
@@ -133,7 +132,7 @@ impl<Out: Serialize> Opener<Out> {
         reason = "callers must not care whether opening waits"
     )]
     pub async fn open(&self, open: &Out) -> Result<MuxStream, MuxError> {
-        let message = postcard::to_stdvec(open).map_err(|_| MuxError::LongOpen)?;
+        let message = open.to_bytes().map_err(|_| MuxError::LongOpen)?;
         if message.len() > MAX_OPEN {
             return Err(MuxError::LongOpen);
         }
@@ -163,7 +162,7 @@ pub struct Incoming<In> {
     queue: Queue<In>,
 }
 
-impl<In: DeserializeOwned> Incoming<In> {
+impl<In: Message> Incoming<In> {
     /// Returns the next stream with its first message, or `None` when the connection is over.
     ///
     /// A stream that the peer has reset in the meantime, without an end, is left out.
