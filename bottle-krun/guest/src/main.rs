@@ -12,6 +12,7 @@
 
 mod boot;
 mod control;
+mod descriptor;
 mod disks;
 mod error;
 mod exec;

@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::mem::size_of_val;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use bottle_wire::guest::Window;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
@@ -63,6 +64,54 @@ pub(crate) fn credit_entropy(random: &File, bytes: &[u8; 32]) -> io::Result<()> 
     };
     // SAFETY: RNDADDENTROPY reads a rand_pool_info and `length` bytes behind it: a live local.
     unsafe { add_entropy(random.as_raw_fd(), &raw const pool) }?;
+    Ok(())
+}
+
+/// Lets the other end of a pseudo-terminal be opened, given the multiplexer's.
+pub(crate) fn unlock_terminal(ours: BorrowedFd<'_>) -> io::Result<()> {
+    nix::ioctl_write_ptr_bad!(lock, libc::TIOCSPTLCK, libc::c_int);
+    let unlocked = 0;
+    // SAFETY: TIOCSPTLCK reads one int through its pointer, which is a live local's.
+    unsafe { lock(ours.as_raw_fd(), &raw const unlocked) }?;
+    Ok(())
+}
+
+/// Opens the other end of a pseudo-terminal, by no path; it becomes nobody's controlling terminal.
+pub(crate) fn other_end(ours: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    nix::ioctl_write_int_bad!(open_peer, libc::TIOCGPTPEER);
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open flags by value and touches no memory of ours.
+    let fd = unsafe { open_peer(ours.as_raw_fd(), flags) }?;
+    // SAFETY: the kernel has just opened this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets the size of a terminal.
+pub(crate) fn resize_terminal(terminal: BorrowedFd<'_>, window: Window) -> io::Result<()> {
+    nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, libc::winsize);
+    let Window {
+        rows,
+        cols,
+        x_pixels,
+        y_pixels,
+    } = window;
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: x_pixels,
+        ws_ypixel: y_pixels,
+    };
+    // SAFETY: TIOCSWINSZ reads one winsize through its pointer, which is a live local's.
+    unsafe { set_size(terminal.as_raw_fd(), &raw const size) }?;
+    Ok(())
+}
+
+/// Makes standard input the controlling terminal of this session's leader. Only a system call, so
+/// fit for [`before_exec`].
+pub(crate) fn take_terminal() -> io::Result<()> {
+    nix::ioctl_write_int_bad!(take, libc::TIOCSCTTY);
+    // SAFETY: TIOCSCTTY takes an int by value and touches no memory of ours.
+    unsafe { take(libc::STDIN_FILENO, 0) }?;
     Ok(())
 }
 

@@ -160,6 +160,7 @@ async fn run(
         cwd,
         user,
         stdin,
+        tty: None,
     };
     let guest = shared
         .guest
@@ -177,7 +178,7 @@ async fn run(
     let (mut signals, mut client) = split(client);
     let forward_signals = async {
         while let Some(SignalRequest { signal }) = message::read(&mut signals).await? {
-            message::write(&mut requests, &guest::SignalRequest { signal }).await?;
+            message::write(&mut requests, &guest::ProcessRequest::Signal { signal }).await?;
         }
         io::Result::Ok(())
     };

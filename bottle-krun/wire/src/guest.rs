@@ -9,7 +9,7 @@
 //! shim is Side::Listener, init is Side::Dialer
 //!
 //! shim  ── open Control ──►         Provision ►, ◄ Provisioned, then Shutdown ►, ◄ Goodbye
-//!       ── open Stdio × 2..3, open Exec ──►   ◄ ExecReport…, SignalRequest… ►
+//!       ── open Stdio × 0..3, open Exec ──►   ◄ ExecReport…, ProcessRequest… ►
 //!       ◄── open Dns, open Flow ──
 //! ```
 
@@ -59,7 +59,7 @@ pub struct GuestHello {
 }
 
 /// The version of this protocol; equal on both ends or the boot fails.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 
 /// First message of a stream that the host opens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,13 +72,19 @@ pub enum FromHost {
     /// `/dev/null`. An output ends when nobody in the guest can write to it any more, which may be
     /// after the process. If the process closes its input, 0 is reset; if the host resets an
     /// output, the process's next write fails.
+    ///
+    /// Of a process with a terminal ([`Exec::tty`]), 0 is what is typed and 1 is what is shown; 2
+    /// is not opened. The end of 0 is not told to the process: a terminal has no end of file but
+    /// the character for it. The terminal ends with its process: when all that was shown has been
+    /// read, whoever else still holds it is hung up (SIGHUP) and 1 ends. If the host resets 1 it is
+    /// hung up at once. Without 1, what is shown is thrown away.
     Stdio {
         /// The number that the [`Exec`] will carry.
         exec: u32,
         /// 0, 1 or 2.
         fd: u8,
     },
-    /// Starts a process. Carries [`ExecReport`]s to the host and [`SignalRequest`]s to the guest.
+    /// Starts a process. Carries [`ExecReport`]s to the host and [`ProcessRequest`]s to the guest.
     Exec(Exec),
 }
 
@@ -164,8 +170,25 @@ pub struct Exec {
     pub cwd: Option<String>,
     /// `USER[:GROUP]`, if not the default.
     pub user: Option<String>,
-    /// Whether a stream for standard input was opened; if not it is `/dev/null`.
+    /// Whether a stream for standard input was opened; if not it is `/dev/null`, or a terminal at
+    /// which nobody types.
     pub stdin: bool,
+    /// A pseudo-terminal of this size instead of pipes: the process's controlling terminal, owned
+    /// by its user. `TERM` is `xterm` unless [`Exec::env`] or [`Provision::env`] say otherwise.
+    pub tty: Option<Window>,
+}
+
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Lines of text.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+    /// Width in pixels; 0 if unknown.
+    pub x_pixels: u16,
+    /// Height in pixels; 0 if unknown.
+    pub y_pixels: u16,
 }
 
 /// What becomes of a process.
@@ -203,11 +226,19 @@ pub enum SpawnFailure {
     Setup(String),
 }
 
-/// Sends a signal to a process's group.
+/// What the host asks of a process that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SignalRequest {
-    /// The Linux signal number.
-    pub signal: u8,
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum ProcessRequest {
+    /// Sends a signal to the process and its group, with or without a terminal. What a shell on a
+    /// terminal runs in groups of its own is not reached: a key that is typed reaches it.
+    Signal {
+        /// The Linux signal number.
+        signal: u8,
+    },
+    /// The terminal has another size; ignored if there is none. The foreground group is told with
+    /// SIGWINCH, by the kernel.
+    Resize(Window),
 }
 
 as_postcard!(

@@ -156,7 +156,7 @@ mod tests {
     use tokio::runtime::Builder;
 
     use super::*;
-    use crate::guest::{Exec, FromHost};
+    use crate::guest::{Exec, FromHost, Window};
 
     fn block_on<F: Future>(future: F) -> F::Output {
         Builder::new_current_thread()
@@ -189,6 +189,11 @@ mod tests {
             cwd: None,
             user: Some("agent".into()),
             stdin: false,
+            tty: Some(Window {
+                rows: 24,
+                cols: 80,
+                ..Window::default()
+            }),
         });
         let mut bytes = Vec::new();
         block_on(write(&mut bytes, &exec)).unwrap();

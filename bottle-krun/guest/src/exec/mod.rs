@@ -1,22 +1,28 @@
 //! A process of the bottle: started, fed, listened to, signaled, reported.
 
 mod spawn;
+mod terminal;
+#[cfg(test)]
+mod tests;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
+use std::rc::Rc;
 
-use bottle_wire::guest::{Exec, ExecReport, SignalRequest, SpawnFailure};
+use bottle_wire::guest::{Exec, ExecReport, ProcessRequest, SpawnFailure};
 use bottle_wire::message;
 use bottle_wire::mux::MuxStream;
-use bottle_wire::pump::pump;
+use bottle_wire::pump::{Pumped, pump};
 use nix::libc;
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, split};
-use tokio::net::unix::pipe;
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, sink, split};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle, spawn_local};
 
-use self::spawn::{Pipes, Spawned, spawn};
+use self::spawn::{Ends, Spawned, Wanted, spawn};
+use self::terminal::{Screen, Terminal};
 use crate::control::Habitat;
 use crate::reap::{End, Reaper};
 use crate::sys;
@@ -31,7 +37,7 @@ pub(crate) struct Stdio {
 
 /// Runs a process to its end and until its output has ended, too.
 pub(crate) async fn run(
-    habitat: Result<&Habitat, &'static str>,
+    habitat: Result<&Habitat, SpawnFailure>,
     reaper: &Reaper,
     exec: Exec,
     stdio: Stdio,
@@ -42,21 +48,21 @@ pub(crate) async fn run(
 }
 
 async fn run_reporting(
-    habitat: Result<&Habitat, &'static str>,
+    habitat: Result<&Habitat, SpawnFailure>,
     reaper: &Reaper,
     exec: Exec,
     stdio: Stdio,
     mut stream: MuxStream,
 ) -> io::Result<()> {
-    let pipes = Pipes {
-        stdin: exec.stdin && stdio.stdin.is_some(),
-        stdout: stdio.stdout.is_some(),
-        stderr: stdio.stderr.is_some(),
+    let wanted = match exec.tty {
+        Some(window) => Wanted::Terminal(window),
+        None => Wanted::Pipes {
+            stdin: exec.stdin && stdio.stdin.is_some(),
+            stdout: stdio.stdout.is_some(),
+            stderr: stdio.stderr.is_some(),
+        },
     };
-    let started = habitat
-        .map_err(|why| SpawnFailure::Setup(why.to_owned()))
-        .and_then(|habitat| spawn(habitat, &exec, pipes));
-    let process = match started {
+    let Spawned { pid, ends } = match habitat.and_then(|habitat| spawn(habitat, &exec, wanted)) {
         Ok(process) => process,
         Err(failure) => {
             for output in [stdio.stdout, stdio.stderr].into_iter().flatten() {
@@ -66,17 +72,12 @@ async fn run_reporting(
             return stream.shutdown().await;
         }
     };
-    let Spawned {
-        pid,
-        stdin,
-        stdout,
-        stderr,
-    } = process;
     let ended = reaper.register(pid);
-    let outputs = [connect(stdout, stdio.stdout), connect(stderr, stdio.stderr)];
-    if let (Some(pipe), Some(stream)) = (stdin, stdio.stdin) {
-        spawn_local(feed(stream, pipe));
-    }
+    let Joined {
+        terminal,
+        lives,
+        outputs,
+    } = connect(ends, stdio);
     let pid_number = pid.as_raw().cast_unsigned();
     message::write(&mut stream, &ExecReport::Started { pid: pid_number }).await?;
     let (mut requests, mut reports) = split(stream);
@@ -87,30 +88,113 @@ async fn run_reporting(
             Ok(End::Signaled { signal }) => ExecReport::Signaled { signal },
             Err(_) => return Err(io::ErrorKind::BrokenPipe.into()),
         },
-        never = serve_signals(&mut requests, pid) => match never {},
+        never = serve_requests(&mut requests, pid, &terminal) => match never {},
     };
+    drop(lives);
     message::write(&mut reports, &report).await?;
     reports.shutdown().await?;
-    for output in outputs.into_iter().flatten() {
+    for output in outputs {
         let _ = output.await;
     }
     Ok(())
 }
 
-/// Signals the group while its leader is not reaped: its number can't be anybody else's so long.
-async fn serve_signals(requests: &mut ReadHalf<MuxStream>, pid: Pid) -> Infallible {
-    while let Ok(Some(SignalRequest { signal })) = message::read(requests).await {
-        let _ = sys::signal_group(pid, libc::c_int::from(signal));
+/// A terminal as long as somebody may look at it.
+type Watched = Rc<RefCell<Option<Terminal>>>;
+
+/// What carries a process's streams.
+struct Joined {
+    terminal: Watched,
+    /// To be dropped when the process has ended.
+    lives: oneshot::Sender<Infallible>,
+    /// Run until its outputs have ended.
+    outputs: Vec<JoinHandle<()>>,
+}
+
+/// Joins the ends of a process's streams with the host's.
+fn connect(ends: Ends, stdio: Stdio) -> Joined {
+    let (lives, process) = oneshot::channel();
+    match ends {
+        Ends::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => {
+            if let (Some(pipe), Some(stream)) = (stdin, stdio.stdin) {
+                spawn_local(feed(stream, pipe));
+            }
+            let outputs = [(stdout, stdio.stdout), (stderr, stdio.stderr)]
+                .into_iter()
+                .filter_map(|(pipe, stream)| Some((pipe?, stream?)))
+                .map(|(pipe, stream)| spawn_local(async { drop(drain(pipe, stream).await) }));
+            Joined {
+                terminal: Watched::default(),
+                lives,
+                outputs: outputs.collect(),
+            }
+        }
+        Ends::Terminal(terminal) => {
+            let keys = stdio
+                .stdin
+                .map(|stream| spawn_local(feed(stream, terminal.clone())).abort_handle());
+            let watched = Watched::new(RefCell::new(Some(terminal.clone())));
+            let screen = Screen::new(terminal, process);
+            let shown = show(screen, stdio.stdout, keys, Rc::clone(&watched));
+            Joined {
+                terminal: watched,
+                lives,
+                outputs: vec![spawn_local(shown)],
+            }
+        }
+    }
+}
+
+/// Serves until the process's end. Its group is signaled while its leader is not reaped: the
+/// number can't be anybody else's so long.
+async fn serve_requests(
+    requests: &mut ReadHalf<MuxStream>,
+    pid: Pid,
+    terminal: &Watched,
+) -> Infallible {
+    while let Ok(Some(request)) = message::read(requests).await {
+        match request {
+            ProcessRequest::Signal { signal } => {
+                let _ = sys::signal_group(pid, libc::c_int::from(signal));
+            }
+            ProcessRequest::Resize(window) => {
+                if let Some(terminal) = &*terminal.borrow() {
+                    let _ = terminal.resize(window);
+                }
+            }
+        }
     }
     pending().await
 }
 
-fn connect(pipe: Option<pipe::Receiver>, stream: Option<MuxStream>) -> Option<JoinHandle<()>> {
-    Some(spawn_local(drain(pipe?, stream?)))
+/// Carries what a terminal shows, to its end or until the host looks no longer. Then all that is
+/// ours of the terminal is closed, and the kernel hangs it up.
+async fn show(
+    mut screen: Screen,
+    stream: Option<MuxStream>,
+    keys: Option<AbortHandle>,
+    watched: Watched,
+) {
+    let shown = match stream {
+        Some(stream) => drain(&mut screen, stream).await,
+        None => pump(&mut screen, sink()).await,
+    };
+    // A process may close its terminal and live on: it is its terminal still.
+    if matches!(shown, Ok(Pumped::Whole)) {
+        screen.process_ended().await;
+    }
+    watched.borrow_mut().take();
+    if let Some(keys) = keys {
+        keys.abort();
+    }
 }
 
 /// Carries what the process says, until nobody can say anything any more or nobody listens.
-async fn drain(pipe: pipe::Receiver, stream: MuxStream) {
+async fn drain(output: impl AsyncRead + Unpin, stream: MuxStream) -> io::Result<Pumped> {
     let (mut other, writer) = split(stream);
     let given_up = async {
         loop {
@@ -122,15 +206,15 @@ async fn drain(pipe: pipe::Receiver, stream: MuxStream) {
         }
     };
     tokio::select! {
-        _ = pump(pipe, writer) => {}
-        () = given_up => {}
+        pumped = pump(output, writer) => pumped,
+        () = given_up => Ok(Pumped::Refused),
     }
 }
 
 /// Carries what the process hears. If it does not want to hear more, the stream is reset.
-async fn feed(mut stream: MuxStream, pipe: pipe::Sender) {
+async fn feed(mut stream: MuxStream, input: impl AsyncWrite + Unpin) {
     if stream.shutdown().await.is_ok() {
-        let _ = pump(&mut stream, pipe).await;
+        let _ = pump(&mut stream, input).await;
     }
 }
 

@@ -8,13 +8,14 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use bottle_wire::guest::{Exec, SpawnFailure};
+use bottle_wire::guest::{Exec, SpawnFailure, Window};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Pid, Uid, chdir, fchown, pipe2, setgid, setgroups, setsid, setuid, write};
 use tokio::net::unix::pipe;
 
+use super::terminal::Terminal;
 use crate::control::Habitat;
 use crate::error::chain;
 use crate::provision::environment;
@@ -25,23 +26,38 @@ use crate::sys;
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) pid: Pid,
-    pub(super) stdin: Option<pipe::Sender>,
-    pub(super) stdout: Option<pipe::Receiver>,
-    pub(super) stderr: Option<pipe::Receiver>,
+    pub(super) ends: Ends,
 }
 
-/// Which standard streams are pipes; the others are `/dev/null`.
+/// Our ends.
+#[derive(Debug)]
+pub(super) enum Ends {
+    Pipes {
+        stdin: Option<pipe::Sender>,
+        stdout: Option<pipe::Receiver>,
+        stderr: Option<pipe::Receiver>,
+    },
+    Terminal(Terminal),
+}
+
+/// What the standard streams are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pipes {
-    pub(super) stdin: bool,
-    pub(super) stdout: bool,
-    pub(super) stderr: bool,
+pub(super) enum Wanted {
+    /// Pipes; those that are not wanted are `/dev/null`.
+    Pipes {
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    /// All three are a new terminal of this size.
+    Terminal(Window),
 }
 
 /// What the child does before it becomes the program, in this order. The last one means that all
 /// of them are done.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 8] = [
     "start a session",
+    "take its terminal",
     "enter the network namespace",
     "set the groups",
     "set the group",
@@ -51,7 +67,11 @@ const STEPS: [&str; 7] = [
 ];
 
 /// Starts a process. Blocks until the program runs: a few milliseconds.
-pub(super) fn spawn(habitat: &Habitat, exec: &Exec, pipes: Pipes) -> Result<Spawned, SpawnFailure> {
+pub(super) fn spawn(
+    habitat: &Habitat,
+    exec: &Exec,
+    wanted: Wanted,
+) -> Result<Spawned, SpawnFailure> {
     let Some((program, arguments)) = exec.argv.split_first() else {
         return Err(SpawnFailure::Setup("there is no program to run".to_owned()));
     };
@@ -66,12 +86,23 @@ pub(super) fn spawn(habitat: &Habitat, exec: &Exec, pipes: Pipes) -> Result<Spaw
             &habitat.defaults.env,
             &exec.env,
             &user,
+            exec.tty.is_some(),
         ));
-    let streams = Streams::new(&mut command, pipes, &user).map_err(system("make its pipes"))?;
+    let ends = match wanted {
+        Wanted::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => pipes(&mut command, &user, [stdin, stdout, stderr]).map_err(system("make its pipes")),
+        Wanted::Terminal(window) => {
+            terminal(&mut command, &user, window).map_err(system("make its terminal"))
+        }
+    }?;
     let (mut progress, report) = pipe2(OFlag::O_CLOEXEC)
         .map(|(r, w)| (io::PipeReader::from(r), w))
         .map_err(system("make a pipe"))?;
-    let setup = child_setup(habitat, &user, cwd, report)?;
+    let on_terminal = matches!(ends, Ends::Terminal(_));
+    let setup = child_setup(habitat, &user, cwd, on_terminal, report)?;
     sys::before_exec(&mut command, setup);
     let spawned = command.spawn();
     drop(command); // and with it the parent's end for reports
@@ -79,7 +110,7 @@ pub(super) fn spawn(habitat: &Habitat, exec: &Exec, pipes: Pipes) -> Result<Spaw
         Ok(child) => {
             // Only this thread waits for processes, and not before it has registered this one.
             let pid = Pid::from_raw(child.id().cast_signed());
-            Ok(streams.with(pid))
+            Ok(Spawned { pid, ends })
         }
         Err(error) => {
             let mut done = Vec::new();
@@ -94,6 +125,7 @@ fn child_setup(
     habitat: &Habitat,
     user: &Identity,
     cwd: &str,
+    on_terminal: bool,
     report: OwnedFd,
 ) -> Result<impl FnMut() -> io::Result<()> + Send + Sync + use<>, SpawnFailure> {
     let namespace = habitat
@@ -109,6 +141,10 @@ fn child_setup(
         let done = || write(&report, b".").map(drop);
         done()?;
         setsid()?;
+        done()?;
+        if on_terminal {
+            sys::take_terminal()?;
+        }
         done()?;
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         done()?;
@@ -148,54 +184,42 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SpawnFail
     move |error| SpawnFailure::Setup(format!("cannot {what}: {}", error.into()))
 }
 
-/// Our ends.
-struct Streams {
-    stdin: Option<pipe::Sender>,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
+/// Gives the process the wanted ones of its standard streams as pipes; returns our ends.
+fn pipes(command: &mut Command, user: &Identity, wanted: [bool; 3]) -> io::Result<Ends> {
+    let [stdin, stdout, stderr] = wanted;
+    let (theirs, stdin) = if stdin {
+        let (theirs, ours) = owned_pipe(user, End::Read)?;
+        (theirs.into(), Some(pipe::Sender::from_owned_fd(ours)?))
+    } else {
+        (Stdio::null(), None)
+    };
+    command.stdin(theirs);
+    let output = |wanted: bool| -> io::Result<(Stdio, Option<pipe::Receiver>)> {
+        if !wanted {
+            return Ok((Stdio::null(), None));
+        }
+        let (theirs, ours) = owned_pipe(user, End::Write)?;
+        Ok((theirs.into(), Some(pipe::Receiver::from_owned_fd(ours)?)))
+    };
+    let (theirs, stdout) = output(stdout)?;
+    command.stdout(theirs);
+    let (theirs, stderr) = output(stderr)?;
+    command.stderr(theirs);
+    Ok(Ends::Pipes {
+        stdin,
+        stdout,
+        stderr,
+    })
 }
 
-impl Streams {
-    fn new(command: &mut Command, pipes: Pipes, user: &Identity) -> io::Result<Self> {
-        let mut ours = Self {
-            stdin: None,
-            stdout: None,
-            stderr: None,
-        };
-        let input = if pipes.stdin {
-            let (theirs, sender) = owned_pipe(user, End::Read)?;
-            ours.stdin = Some(pipe::Sender::from_owned_fd(sender)?);
-            theirs.into()
-        } else {
-            Stdio::null()
-        };
-        command.stdin(input);
-        let output = |wanted: bool, slot: &mut Option<pipe::Receiver>| -> io::Result<Stdio> {
-            if !wanted {
-                return Ok(Stdio::null());
-            }
-            let (theirs, receiver) = owned_pipe(user, End::Write)?;
-            *slot = Some(pipe::Receiver::from_owned_fd(receiver)?);
-            Ok(theirs.into())
-        };
-        command.stdout(output(pipes.stdout, &mut ours.stdout)?);
-        command.stderr(output(pipes.stderr, &mut ours.stderr)?);
-        Ok(ours)
-    }
-
-    fn with(self, pid: Pid) -> Spawned {
-        let Self {
-            stdin,
-            stdout,
-            stderr,
-        } = self;
-        Spawned {
-            pid,
-            stdin,
-            stdout,
-            stderr,
-        }
-    }
+/// Gives the process a terminal; returns our end.
+fn terminal(command: &mut Command, user: &Identity, window: Window) -> io::Result<Ends> {
+    let (ours, theirs) = Terminal::open(user, window)?;
+    command
+        .stdin(theirs.try_clone()?)
+        .stdout(theirs.try_clone()?)
+        .stderr(theirs);
+    Ok(Ends::Terminal(ours))
 }
 
 /// Which end the process gets.
@@ -233,7 +257,7 @@ mod tests {
             matches!(denied, SpawnFailure::NotExecutable(_)),
             "{denied:?}"
         );
-        let cwd = classify(6, &error(Errno::ENOENT));
+        let cwd = classify(7, &error(Errno::ENOENT));
         let expected = "cannot enter the working directory: No such file or directory (os error 2)";
         assert_eq!(cwd, SpawnFailure::Setup(expected.to_owned()));
         let fork = classify(0, &error(Errno::EAGAIN));

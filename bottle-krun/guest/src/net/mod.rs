@@ -13,6 +13,7 @@
 mod capture;
 pub(crate) mod dns_stub;
 pub(crate) mod netlink;
+mod relay;
 #[cfg(test)]
 mod tests;
 mod udp_server;

@@ -5,6 +5,9 @@ use super::users::Identity;
 /// Where programs are looked for if nothing else is said.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What a terminal is taken for if nothing else is said.
+const TERM: &str = "xterm";
+
 /// Adds variables that are not set yet.
 pub(crate) fn with_defaults(
     env: &[(String, String)],
@@ -20,11 +23,13 @@ pub(crate) fn with_defaults(
 }
 
 /// The bottle's variables, then the process's own; what both leave open comes from the user's
-/// entry. Later values win, each name stands once.
+/// entry, and for a process on a terminal there is a kind of it. Later values win, each name
+/// stands once.
 pub(crate) fn of_process(
     bottle: &[(String, String)],
     own: &[(String, String)],
     user: &Identity,
+    on_terminal: bool,
 ) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = Vec::new();
     for (name, value) in bottle.iter().chain(own) {
@@ -39,7 +44,12 @@ pub(crate) fn of_process(
         ("USER", user.name.clone()),
         ("LOGNAME", user.name.clone()),
     ];
-    with_defaults(&env, &user)
+    let env = with_defaults(&env, &user);
+    if on_terminal {
+        with_defaults(&env, &[("TERM", TERM.to_owned())])
+    } else {
+        env
+    }
 }
 
 #[cfg(test)]
@@ -61,8 +71,8 @@ mod tests {
             home: "/home/agent".into(),
         };
         let bottle = pairs(&[("A", "1"), ("HOME", "/h"), ("B", "2")]);
-        let env = of_process(&bottle, &pairs(&[("A", "3"), ("C", "")]), &user);
-        let expected = pairs(&[
+        let own = pairs(&[("A", "3"), ("C", "")]);
+        let mut expected = pairs(&[
             ("A", "3"),
             ("HOME", "/h"),
             ("B", "2"),
@@ -71,6 +81,11 @@ mod tests {
             ("USER", "agent"),
             ("LOGNAME", "agent"),
         ]);
-        assert_eq!(env, expected);
+        assert_eq!(of_process(&bottle, &own, &user, false), expected);
+        expected.extend(pairs(&[("TERM", "xterm")]));
+        assert_eq!(of_process(&bottle, &own, &user, true), expected);
+        let bottle = pairs(&[("TERM", "dumb")]);
+        let env = of_process(&bottle, &[], &user, true);
+        assert!(env.contains(&("TERM".to_owned(), "dumb".to_owned())));
     }
 }

@@ -1,17 +1,20 @@
 //! The conversation with the host: hello, provisioning, processes, the end.
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
 use std::future::pending;
-
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bottle_wire::guest::{
-    FromGuest, FromHost, GuestHello, HostHello, PORT, Provision, ToHost, ToInit, VERSION,
+    FromGuest, FromHost, GuestHello, HostHello, PORT, Provision, SpawnFailure, ToHost, ToInit,
+    VERSION,
 };
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
@@ -22,13 +25,14 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::boot::Booted;
+use crate::descriptor::Descriptor;
 use crate::error::{InitError, chain, failed};
 use crate::exec::{self, Stdio};
 use crate::net::Network;
 use crate::provision::{self, Defaults};
 use crate::reap::Reaper;
 use crate::shutdown;
-use crate::vsock::{self, VsockStream};
+use crate::vsock;
 
 /// How long the last output of ended processes may take to reach the host.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -71,7 +75,7 @@ async fn converse(
     network: Network,
     socket: OwnedFd,
 ) -> Result<Infallible, InitError> {
-    let mut stream = VsockStream::new(socket).map_err(failed("use", "the connection"))?;
+    let mut stream = Descriptor::new(socket).map_err(failed("use", "the connection"))?;
     hello(&mut stream, booted.nonce).await?;
     let (opener, incoming, driver) = mux::start(stream, Side::Dialer);
     let init = Rc::new(Init {
@@ -95,7 +99,7 @@ async fn converse(
 }
 
 /// The host speaks first: libkrun acknowledges our dial before anybody has taken it.
-async fn hello(stream: &mut VsockStream, nonce: [u8; 32]) -> Result<(), InitError> {
+async fn hello(stream: &mut Descriptor, nonce: [u8; 32]) -> Result<(), InitError> {
     let named = || failed("say hello to", "the host");
     let host: HostHello = message::read(stream)
         .await
@@ -151,7 +155,10 @@ async fn accept(
                 let init = Rc::clone(&init);
                 spawn_local(async move {
                     init.running.set(init.running.get() + 1);
-                    exec::run(init.habitat(), &init.reaper, exec, stdio, stream).await;
+                    let habitat = init
+                        .habitat()
+                        .map_err(|why| SpawnFailure::Setup(why.to_owned()));
+                    exec::run(habitat, &init.reaper, exec, stdio, stream).await;
                     init.running.set(init.running.get() - 1);
                     init.quiet.notify_waiters();
                 });
