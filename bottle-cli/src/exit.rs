@@ -2,11 +2,11 @@
 //!
 //! | status | of | meaning |
 //! |---|---|---|
-//! | 0, the workload's own | `start` | the workload ended by itself |
-//! | 125 | `start` | bottle failed, or could not start the workload |
-//! | 126 | `start` | the program is there and cannot be run |
-//! | 127 | `start` | the program was not found |
-//! | 128+n | `start` | signal n ended the workload |
+//! | 0, the process's own | `start`, `restart`, `exec`, `attach` | the process ended by itself |
+//! | 125 | the same | bottle failed, or could not start the process |
+//! | 126 | the same | the program is there and cannot be run |
+//! | 127 | the same | the program was not found |
+//! | 128+n | the same | signal n ended the process |
 //! | 0 | others | done |
 //! | 1 | others | not done, or the answer is no |
 //! | 2 | all | the command line was not understood |
@@ -21,8 +21,9 @@ use crate::failure::Failure;
 /// The same for `--help`.
 pub(crate) const HELP: &str = "\
 Exit status:
-  start: the workload's own; 125 if bottle failed, 126 if the program cannot be run, 127 if it was
-  not found, 128+n if signal n ended it. Others: 0, or 1 for failure. All: 2 for a wrong command line";
+  start, restart, exec, attach: the process's own; 125 if bottle failed, 126 if the program cannot
+  be run, 127 if it was not found, 128+n if signal n ended it. Others: 0, or 1 for failure. All: 2
+  for a wrong command line";
 
 /// What the process exits with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,7 +60,18 @@ impl From<Status> for ExitCode {
 /// Returns the status for a command that failed.
 pub(crate) fn of_failure(command: &Command, failure: &Failure) -> Status {
     match command {
-        Command::Start(_) => failure.spawn_code().map_or(Status::BOTTLE_FAILED, Status),
-        Command::Doctor(_) | Command::Image(_) => Status::FAILED,
+        Command::Start(_) | Command::Restart(_) | Command::Exec(_) | Command::Attach(_) => {
+            failure.spawn_code().map_or(Status::BOTTLE_FAILED, Status)
+        }
+        Command::Doctor(_)
+        | Command::Events(_)
+        | Command::Image(_)
+        | Command::Inspect(_)
+        | Command::Kill(_)
+        | Command::List(_)
+        | Command::Logs(_)
+        | Command::Rm(_)
+        | Command::Stop(_)
+        | Command::Wait(_) => Status::FAILED,
     }
 }

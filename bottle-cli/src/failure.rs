@@ -74,6 +74,11 @@ impl Failure {
         self.spawn_code
     }
 
+    /// Returns the error with its causes, without what a person can do.
+    pub(crate) fn into_error(self) -> Error {
+        self.error
+    }
+
     /// Prints it to standard error.
     pub(crate) fn print(&self, printer: &Printer) {
         let Self {

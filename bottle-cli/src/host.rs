@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::printer::{Printer, Sink};
+use crate::terminal::{self, Terminal};
 
 /// A signal that somebody sends to us and means for the workload; the number is Linux's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,6 +67,8 @@ pub struct Host {
     pub stderr: Box<dyn Write + Send>,
     /// Whether somebody looks at standard error on a terminal.
     pub stderr_is_terminal: bool,
+    /// The terminal that standard input and output are, if they are one.
+    pub terminal: Option<Arc<dyn Terminal>>,
     /// Signals to this process, in order.
     pub signals: mpsc::Receiver<Signal>,
     /// The width for help texts; absent means the terminal's.
@@ -83,6 +86,7 @@ impl Host {
             stdout: Box::new(stdout()),
             stderr: Box::new(stderr()),
             stderr_is_terminal: stderr().is_terminal(),
+            terminal: terminal::own(),
             signals: listen(),
             columns: None,
         }

@@ -15,6 +15,7 @@ pub mod backends;
 mod commands;
 pub mod exit;
 mod failure;
+mod found;
 pub mod host;
 mod names;
 mod printer;
@@ -22,6 +23,8 @@ mod progress;
 mod pulling;
 mod session;
 mod sizes;
+mod table;
+pub mod terminal;
 
 use std::ffi::OsString;
 use std::io;

@@ -51,6 +51,17 @@ pub(crate) struct Printer {
     out: Sink,
     err: Sink,
     live: Arc<AtomicBool>,
+    raw: Arc<AtomicBool>,
+}
+
+/// As long as it lives, our words go to a terminal in raw mode.
+#[derive(Debug)]
+pub(crate) struct RawWords(Arc<AtomicBool>);
+
+impl Drop for RawWords {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Printer {
@@ -60,6 +71,7 @@ impl Printer {
             out,
             err,
             live: Arc::default(),
+            raw: Arc::default(),
         }
     }
 
@@ -75,6 +87,21 @@ impl Printer {
         unless_broken(written)
     }
 
+    /// Writes bytes of a workload. A reader that has gone is told by the error.
+    pub(crate) fn bytes(&self, to: Stream, bytes: &[u8]) -> io::Result<()> {
+        let mut sink = lock(match to {
+            Stream::Err => &self.err,
+            Stream::Out => &self.out,
+        });
+        sink.write_all(bytes).and_then(|()| sink.flush())
+    }
+
+    /// Words what is said as a terminal in raw mode needs it, until the guard is dropped.
+    pub(crate) fn raw(&self) -> RawWords {
+        self.raw.store(true, Ordering::Relaxed);
+        RawWords(Arc::clone(&self.raw))
+    }
+
     /// Says one line on standard error.
     pub(crate) fn say(&self, line: &str) {
         self.say_as_it_is(&format!("{line}\n"));
@@ -87,6 +114,12 @@ impl Printer {
             ERASE
         } else {
             ""
+        };
+        let text = if self.raw.load(Ordering::Relaxed) {
+            // A new line does not begin at its left by itself.
+            text.replace('\n', "\r\n")
+        } else {
+            text.to_owned()
         };
         // There is nobody left to tell if this fails.
         let _ = write!(err, "{erase}{text}").and_then(|()| err.flush());

@@ -1,19 +1,22 @@
-//! The life of a bottle's main process: streams, signals, status.
+//! A process in a bottle and the person in front of it: streams, keys, signals, status.
 //!
 //! ```text
 //! stdin ──► process ──► stdout, stderr          byte for byte; end of input is a half-close
-//! SIGINT ──► forwarded; a second one within 2 s ──► stop with grace; a third ──► stop at once
-//! SIGTERM ──► stop with grace       other signals ──► forwarded
+//!
+//! owner:    SIGINT ──► forwarded; a second one within 2 s ──► stop with grace; a third ──► at once
+//!           SIGTERM ──► stop with grace       other signals ──► forwarded
+//! visitor:  SIGHUP ──► leaves                 other signals ──► forwarded
+//!
+//! on a terminal every key is the process's, but for those that detach
 //! ```
 
 use std::future::{Future, pending};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use bottle_core::backend::{
-    BackendError, Bottle, Command, Condition, Ended, Process, ProcessControl,
-};
+use bottle_core::backend::{BackendError, Bottle, Condition, Ended, Process, ProcessControl};
 use bottle_core::text::EscapedUpTo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -23,6 +26,7 @@ use crate::exit::Status;
 use crate::failure::Failure;
 use crate::host::Signal;
 use crate::printer::{Lost, Printer, Stream};
+use crate::terminal::{DetachKeys, Detector, Terminal, resizes};
 
 /// From SIGTERM to SIGKILL, as docker has it.
 const GRACE: Duration = Duration::from_secs(10);
@@ -36,34 +40,67 @@ const MAX_REASON: usize = 1024;
 /// How long a bottle that is ending may take to say how.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// A running bottle with everything its main process is connected to.
+/// A running bottle, and who is in front of a process in it.
 pub(crate) struct Session<'a> {
     pub(crate) bottle: &'a dyn Bottle,
     pub(crate) printer: &'a Printer,
     pub(crate) signals: &'a mut mpsc::Receiver<Signal>,
+    pub(crate) role: Role,
+    /// The terminal in front of the process, if it has one too.
+    pub(crate) terminal: Option<OnTerminal>,
+}
+
+/// What signals to us mean.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Role {
+    /// The bottle ends with us.
+    Owner,
+    /// The bottle has a life of its own.
+    Visitor,
+}
+
+/// A terminal in front of a process that has one too.
+#[derive(Debug)]
+pub(crate) struct OnTerminal {
+    pub(crate) terminal: Arc<dyn Terminal>,
+    /// What detaches, if anything does.
+    pub(crate) keys: Option<DetachKeys>,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outcome {
+    /// The process ended.
+    Ended(Status),
+    /// We left, and the process goes on.
+    Left,
 }
 
 type Stop<'a> = Pin<Box<dyn Future<Output = Result<(), BackendError>> + Send + 'a>>;
 
 impl Session<'_> {
-    /// Runs the words, or what the image says if there are none, to the end.
+    /// Stays with a process to its end, or until we leave.
     pub(crate) async fn run(
         mut self,
-        words: &[String],
+        process: Process,
         stdin: &mut (dyn AsyncRead + Send + Unpin),
-    ) -> Result<Status, Failure> {
-        let mut command = Command::new(words);
-        command.main = true;
-        let process = tokio::select! {
-            process = self.bottle.exec(&command) => process?,
-            Some(signal) = self.signals.recv() => return Ok(Status::signaled(signal.number())),
-        };
+    ) -> Result<Outcome, Failure> {
         let Process {
             stdin: input,
             stdout,
             stderr,
             control,
         } = process;
+        let raw = match &self.terminal {
+            Some(on) => {
+                let raw = on.terminal.raw().map_err(|error| {
+                    let error = anyhow::Error::new(error);
+                    Failure::environment(error.context("cannot use the terminal"))
+                })?;
+                Some((raw, self.printer.raw()))
+            }
+            None => None,
+        };
         let (ended, has_ended) = watch::channel(false);
         let pass_on = |from, to| {
             let printer = self.printer.clone();
@@ -72,16 +109,27 @@ impl Session<'_> {
         let out = pass_on(stdout, Stream::Out);
         let err = pass_on(stderr, Stream::Err);
 
+        let keys = self.terminal.as_ref().and_then(|on| on.keys.as_ref());
+        let keys = keys.map(Detector::new);
         let outcome = tokio::select! {
             outcome = self.conduct(control.as_ref()) => outcome,
-            never = feed(stdin, input) => match never {},
+            () = feed(stdin, input, keys) => Ok(None),
+        };
+        let ending = match outcome {
+            Ok(Some(ending)) => ending,
+            Ok(None) => {
+                out.abort();
+                err.abort();
+                return Ok(Outcome::Left);
+            }
+            Err(error) => {
+                drop(raw);
+                return Err(self.explain(error).await);
+            }
         };
         ended.send_replace(true);
         let passed = [out.await, err.await];
-        let ending = match outcome {
-            Ok(ending) => ending,
-            Err(error) => return Err(self.explain(error).await),
-        };
+        drop(raw);
         for passed in passed {
             match passed.unwrap_or_else(|error| Err(Lost::There(error.into()))) {
                 Ok(()) => {}
@@ -94,16 +142,26 @@ impl Session<'_> {
                 }
             }
         }
-        Ok(ending.status)
+        Ok(Outcome::Ended(ending.status))
     }
 
-    /// Waits for the end of the process and obeys signals until then.
-    async fn conduct(&mut self, control: &dyn ProcessControl) -> Result<Ending, BackendError> {
-        let mut judge = Judge::default();
+    /// Waits for the end of the process and obeys signals until then; `None` if we are to leave.
+    async fn conduct(
+        &mut self,
+        control: &dyn ProcessControl,
+    ) -> Result<Option<Ending>, BackendError> {
+        let mut judge = Judge::new(self.role);
         let mut stop: Option<(Signal, Stop<'_>)> = None;
         let mut status = control.wait();
         let mut condition = Condition::Running;
+        let mut resized = self.terminal.as_ref().map(|_| resizes());
         loop {
+            let resize = async {
+                match &mut resized {
+                    Some(resized) => resized.recv().await,
+                    None => pending().await,
+                }
+            };
             let stopped = async {
                 match &mut stop {
                     Some((signal, stop)) => (*signal, stop.await),
@@ -115,9 +173,9 @@ impl Session<'_> {
                 status = &mut status => {
                     let stopped = stop.is_some();
                     return match (status, &stop) {
-                        (Ok(status), _) => Ok(Ending { status: status.into(), stopped }),
+                        (Ok(status), _) => Ok(Some(Ending { status: status.into(), stopped })),
                         // We took the bottle away from under it.
-                        (Err(_), Some((signal, _))) => Ok(Ending::stopped(*signal)),
+                        (Err(_), Some((signal, _))) => Ok(Some(Ending::stopped(*signal))),
                         (Err(error), None) => Err(error),
                     };
                 }
@@ -127,7 +185,13 @@ impl Session<'_> {
                     if let Ok(Ok(status)) = timeout(LAST_WORDS, &mut status).await {
                         ending.status = status.into();
                     }
-                    return Ok(ending);
+                    return Ok(Some(ending));
+                }
+                Some(()) = resize => {
+                    if let Some(on) = &self.terminal {
+                        // One that has ended needs no size any more.
+                        drop(control.resize(on.terminal.window()).await);
+                    }
                 }
                 now = self.bottle.changed(&condition) => {
                     self.printer.say(&match &now {
@@ -142,6 +206,7 @@ impl Session<'_> {
                 Some(signal) = self.signals.recv() => match judge.judge(signal, Instant::now()) {
                     // One that has ended already needs no signal any more.
                     Action::Forward => drop(control.signal(signal.number().into()).await),
+                    Action::Leave => return Ok(None),
                     Action::Stop(grace) => stop = Some((signal, self.bottle.stop(grace))),
                 },
             }
@@ -179,28 +244,34 @@ impl Ending {
     }
 }
 
-/// A value that cannot be.
-enum Never {}
-
-/// Passes standard input on to its end, then waits forever: it never ends a session.
+/// Passes standard input on. Returns when the keys were typed that detach; the end of the input
+/// never ends a session.
 async fn feed(
     from: &mut (dyn AsyncRead + Send + Unpin),
     to: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-) -> Never {
-    if let Some(mut to) = to {
-        let mut chunk = vec![0; 64 * 1024];
-        // An input that cannot be read has ended; a process that reads no more is no error.
-        while let Ok(length @ 1..) = from.read(&mut chunk).await {
-            let written = to.write_all(chunk.get(..length).unwrap_or_default()).await;
-            if written.is_err() || to.flush().await.is_err() {
-                break;
-            }
+    mut keys: Option<Detector>,
+) {
+    let Some(mut to) = to else {
+        return pending().await;
+    };
+    let mut chunk = vec![0; 64 * 1024];
+    // An input that cannot be read has ended; a process that reads no more is no error.
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        let typed = chunk.get(..length).unwrap_or_default();
+        let (typed, detached) = match &mut keys {
+            Some(keys) => keys.filter(typed),
+            None => (typed.to_vec(), false),
+        };
+        if to.write_all(&typed).await.is_err() || to.flush().await.is_err() {
+            break;
         }
-        let _ = to.shutdown().await;
-        // Dropping it could be taken for a reset.
-        return pending::<Never>().await;
+        if detached {
+            return;
+        }
     }
-    pending().await
+    let _ = to.shutdown().await;
+    // Dropping it could be taken for a reset.
+    pending::<()>().await;
 }
 
 /// What a signal to us means.
@@ -208,20 +279,33 @@ async fn feed(
 enum Action {
     /// It is the workload's.
     Forward,
+    /// We go, and the process stays.
+    Leave,
     /// It ends the bottle, with this grace.
     Stop(Duration),
 }
 
 /// Remembers what was asked before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Judge {
+    role: Role,
     interrupted: Option<Instant>,
     stopping: bool,
 }
 
 impl Judge {
+    fn new(role: Role) -> Self {
+        Self {
+            role,
+            interrupted: None,
+            stopping: false,
+        }
+    }
+
     fn judge(&mut self, signal: Signal, now: Instant) -> Action {
         match signal {
+            Signal::Hangup if self.role == Role::Visitor => Action::Leave,
+            _ if self.role == Role::Visitor => Action::Forward,
             Signal::Hangup | Signal::Quit | Signal::User1 | Signal::User2 => Action::Forward,
             Signal::Interrupt if !self.stopping => {
                 let before = self.interrupted.replace(now);
@@ -251,7 +335,7 @@ mod tests {
     fn two_interrupts_at_once_stop_the_bottle_and_a_third_does_not_wait() {
         let now = Instant::now();
         let later = |ms| now + Duration::from_millis(ms);
-        let mut judge = Judge::default();
+        let mut judge = Judge::new(Role::Owner);
         assert_eq!(judge.judge(Signal::Interrupt, now), Action::Forward);
         assert_eq!(judge.judge(Signal::Interrupt, later(2001)), Action::Forward);
         assert_eq!(
@@ -266,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_request_to_terminate_stops_the_bottle() {
-        let mut judge = Judge::default();
+        let mut judge = Judge::new(Role::Owner);
         assert_eq!(
             judge.judge(Signal::Terminate, Instant::now()),
             Action::Stop(GRACE)
@@ -278,8 +362,22 @@ mod tests {
     }
 
     #[test]
+    fn a_visitor_never_stops_the_bottle_and_leaves_with_its_terminal() {
+        let mut judge = Judge::new(Role::Visitor);
+        for signal in Signal::ALL {
+            let action = judge.judge(signal, Instant::now());
+            let expected = if signal == Signal::Hangup {
+                Action::Leave
+            } else {
+                Action::Forward
+            };
+            assert_eq!(action, expected, "{signal:?}");
+        }
+    }
+
+    #[test]
     fn any_other_signal_is_the_workloads() {
-        let mut judge = Judge::default();
+        let mut judge = Judge::new(Role::Owner);
         for signal in [Signal::Hangup, Signal::Quit, Signal::User1, Signal::User2] {
             assert_eq!(judge.judge(signal, Instant::now()), Action::Forward);
         }

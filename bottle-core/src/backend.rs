@@ -17,8 +17,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::event::Event;
 use crate::id::BottleId;
 use crate::images::Images;
+use crate::log::{LogChunk, LogPosition};
 use crate::reporter::{Reporter, Stage};
+use crate::secret::Secret;
 use crate::spec::{Spec, UserName};
+
+pub use crate::listing::{Live, State, Summary};
 
 /// Makes and finds bottles.
 #[async_trait]
@@ -45,7 +49,8 @@ pub trait Backend: Send + Sync + Debug {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future ends the bottle and removes what was made.
+    /// Dropping the future ends the bottle and removes what was made; a bottle that is started again
+    /// is as it was before.
     async fn start(
         &self,
         plan: Plan,
@@ -58,6 +63,41 @@ pub trait Backend: Send + Sync + Debug {
     ///
     /// [`BackendError::Failed`] if the state directory cannot be read.
     async fn list(&self) -> Result<Vec<Summary>, BackendError>;
+
+    /// Binds the specification of a bottle that has ended and was kept once more: same id, same
+    /// image, same writable disk. `look_up` returns the value of a secret by its name, since values
+    /// are not kept.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotFound`] if there is no such bottle, [`BackendError::Running`] if it runs;
+    /// else as [`Backend::plan`], and what `look_up` says.
+    fn plan_again(&self, id: &BottleId, look_up: &LookUp<'_>) -> Result<Plan, BackendError>;
+
+    /// Returns the events with a number of at least `from` of a bottle that runs, has ended, or was
+    /// removed.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotFound`] if there is no record of it; [`BackendError::Failed`] if it cannot
+    /// be read.
+    async fn events(&self, id: &BottleId, from: u64) -> Result<Vec<Event>, BackendError>;
+
+    /// Returns a part of what the main process of a bottle said; the bottle runs or was kept.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotFound`] if there is no such bottle; [`BackendError::Failed`] if its log
+    /// cannot be read.
+    async fn log(&self, id: &BottleId, from: LogPosition) -> Result<LogChunk, BackendError>;
+
+    /// Removes a bottle that has ended, all but its record.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotFound`] if there is none, [`BackendError::Running`] if it runs,
+    /// [`BackendError::Failed`] names what is left.
+    async fn remove(&self, id: &BottleId) -> Result<(), BackendError>;
 
     /// Returns the images that it keeps, if it keeps any.
     fn images(&self) -> Option<&dyn Images> {
@@ -72,10 +112,14 @@ pub trait Backend: Send + Sync + Debug {
     async fn open(&self, id: &BottleId) -> Result<Box<dyn Bottle>, BackendError>;
 }
 
+/// Finds the value of a secret by its name.
+pub type LookUp<'a> =
+    dyn Fn(&str) -> Result<Secret, Box<dyn Error + Send + Sync>> + Send + Sync + 'a;
+
 /// One bottle. All methods may be called at any time and by several tasks at once.
 ///
-/// The handle that [`Backend::start`] returned owns the bottle: dropping it, or the death of its
-/// process, ends the bottle.
+/// The handle that [`Backend::start`] returned owns the bottle, unless [`Spec::detached`]: dropping
+/// it, or the death of its process, ends the bottle.
 #[async_trait]
 pub trait Bottle: Send + Sync + Debug {
     /// Returns its id.
@@ -86,7 +130,42 @@ pub trait Bottle: Send + Sync + Debug {
     /// # Errors
     ///
     /// [`BackendError::Spawn`] if the guest could not start it.
+    ///
+    /// # Cancellation
+    ///
+    /// A process whose streams and control are dropped goes on by itself; what it says is lost,
+    /// unless it is the main one of a detached bottle.
     async fn exec(&self, command: &Command) -> Result<Process, BackendError>;
+
+    /// Hears and feeds the main process; `window` is the size of the caller's terminal. If the main
+    /// process has a terminal, what it shows is painted first.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NoMain`] if there is no main process, or none any more.
+    async fn attach(&self, window: Option<Window>) -> Result<Process, BackendError>;
+
+    /// Sends a signal (Linux number) to the main process and its group.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NoMain`] if there is no main process, or none any more.
+    async fn kill(&self, signal: u8) -> Result<(), BackendError>;
+
+    /// Lets the bottle go on when this handle is dropped, if it owns the bottle; from then on the
+    /// bottle is as [`Spec::detached`] has it.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the bottle has ended.
+    async fn release(&self) -> Result<(), BackendError>;
+
+    /// Says what it does just now.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the bottle has ended.
+    async fn inspect(&self) -> Result<Live, BackendError>;
 
     /// Returns the events recorded so far with a number of at least `from`.
     ///
@@ -117,7 +196,7 @@ pub trait Bottle: Send + Sync + Debug {
     /// Nothing is lost; call it again.
     async fn changed(&self, known: &Condition) -> Condition;
 
-    /// Stops it if it runs and removes all of it but its record.
+    /// Stops it if it runs and removes all of it but its record, even if it was to be kept.
     ///
     /// # Errors
     ///
@@ -150,6 +229,8 @@ pub struct Plan {
     /// `command` says what an empty [`Command::argv`] stands for, `record` where the record will
     /// be; both are there in every plan.
     pub lines: Vec<PlanLine>,
+    /// Whether it is a bottle that was kept, and is started again.
+    pub again: bool,
 }
 
 /// One thing that a start would do.
@@ -177,8 +258,28 @@ pub struct Command {
     pub user: Option<UserName>,
     /// Whether the process has a standard input; if not it reads end of file at once.
     pub stdin: bool,
-    /// Whether its exit status is the bottle's.
+    /// The size of its terminal, if it has one: then all its output comes on
+    /// [`Process::stdout`], and its input is what is typed.
+    pub tty: Option<Window>,
+    /// Whether nobody wants to hear it: what it says is thrown away, or if it is the main process
+    /// only logged.
+    pub unheard: bool,
+    /// Whether its exit status is the bottle's. What the main process says is logged, and it goes on
+    /// when nobody listens.
     pub main: bool,
+}
+
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub cols: u16,
+    /// Width in pixels; zero if not known.
+    pub x_pixels: u16,
+    /// Height in pixels; zero if not known.
+    pub y_pixels: u16,
 }
 
 impl Command {
@@ -190,6 +291,8 @@ impl Command {
             cwd: None,
             user: None,
             stdin: true,
+            tty: None,
+            unheard: false,
             main: false,
         }
     }
@@ -222,6 +325,13 @@ pub trait ProcessControl: Send + Sync {
     ///
     /// [`BackendError::Failed`] if the bottle has gone; a process that has ended is no error.
     async fn signal(&self, signal: i32) -> Result<(), BackendError>;
+
+    /// Gives its terminal another size; one without a terminal takes no note.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if the bottle has gone; a process that has ended is no error.
+    async fn resize(&self, window: Window) -> Result<(), BackendError>;
 
     /// Waits until the process has ended. Its streams end by themselves.
     ///
@@ -290,15 +400,6 @@ pub enum Condition {
         /// Why, and what to do.
         why: String,
     },
-}
-
-/// A bottle in a list.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct Summary {
-    /// Its id.
-    pub id: BottleId,
-    /// Whether it runs.
-    pub running: bool,
 }
 
 /// Why a guest could not start a process.
@@ -380,12 +481,29 @@ pub enum BackendError {
         /// The backend's own error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// There is no running bottle of this id.
-    #[error("there is no running bottle `{id}`")]
+    /// There is no bottle of this id that this can be done with.
+    #[error("there is no {} `{id}`", if *running { "running bottle" } else { "bottle" })]
     NotFound {
         /// The id.
         id: BottleId,
+        /// Whether it would have to run.
+        running: bool,
     },
+    /// There is no main process, or none any more.
+    #[error("bottle `{id}` has no main process that runs")]
+    NoMain {
+        /// The bottle.
+        id: BottleId,
+    },
+    /// It runs, and this can only be done when it does not.
+    #[error("bottle `{id}` runs")]
+    Running {
+        /// The bottle.
+        id: BottleId,
+    },
+    /// Somebody who was attached did not listen in time, and was cut off.
+    #[error("the output came faster than it was taken")]
+    Lagged,
     /// The guest could not start a process.
     #[error(transparent)]
     Spawn(#[from] SpawnFailure),
@@ -420,7 +538,11 @@ impl BackendError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Failed { blame, .. } | Self::Start { blame, .. } => *blame,
-            Self::NotFound { .. } | Self::Unsupported { .. } => Blame::User,
+            Self::NotFound { .. }
+            | Self::NoMain { .. }
+            | Self::Running { .. }
+            | Self::Lagged
+            | Self::Unsupported { .. } => Blame::User,
             Self::Spawn(_) => Blame::Guest,
         }
     }
@@ -429,7 +551,12 @@ impl BackendError {
     pub fn hint(&self) -> Option<&Hint> {
         match self {
             Self::Failed { hint, .. } | Self::Start { hint, .. } => hint.as_ref(),
-            Self::NotFound { .. } | Self::Spawn(_) | Self::Unsupported { .. } => None,
+            Self::NotFound { .. }
+            | Self::NoMain { .. }
+            | Self::Running { .. }
+            | Self::Lagged
+            | Self::Spawn(_)
+            | Self::Unsupported { .. } => None,
         }
     }
 }

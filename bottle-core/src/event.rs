@@ -111,10 +111,18 @@ pub enum Happening {
     },
     /// A frozen bottle goes on.
     Thawed {},
-    /// The bottle ended; always the last line.
+    /// The bottle ran as long as it may, and is stopped.
+    TimedOut {
+        /// How long, in milliseconds.
+        limit_ms: u64,
+    },
+    /// The bottle ended; the last line, unless it is started again.
     End {
         /// How: `exited 0`, `killed by signal 9`, `stopped`, `crashed: …`.
         how: String,
+        /// The exit status of its main process, as a shell tells it, if that had ended.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        code: Option<u8>,
     },
 }
 
@@ -192,7 +200,10 @@ mod tests {
             },
             Happening::Violation { what: text() },
             Happening::Waiver { layer: text() },
-            Happening::End { how: text() },
+            Happening::End {
+                how: text(),
+                code: None,
+            },
         ];
         let names: Vec<_> = all
             .iter()

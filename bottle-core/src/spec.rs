@@ -7,6 +7,7 @@ use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -15,7 +16,9 @@ use crate::id::BottleId;
 // Users of a specification find it here.
 pub use crate::image::ImageSource;
 use crate::images::Pull;
+use crate::listing::Labels;
 use crate::policy::{HostName, Policy};
+use crate::ports::Publish;
 use crate::secret::Secret;
 use crate::units::{MiB, Vcpus};
 
@@ -52,6 +55,22 @@ pub struct Spec {
     pub known_values: Vec<Secret>,
     /// Size of the machine.
     pub resources: Resources,
+    /// Whether the bottle goes on when the handle that started it is dropped; it ends with its main
+    /// process, or when it is stopped.
+    pub detached: bool,
+    /// Whether what it leaves stays when it has ended (its disk, its log), so that it can be started
+    /// again; it is then removed by [`Backend::remove`](crate::backend::Backend::remove).
+    pub kept: bool,
+    /// Whether its main process has a standard input.
+    pub stdin: bool,
+    /// Whether its main process has a terminal.
+    pub tty: bool,
+    /// What its user writes on it.
+    pub labels: Labels,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<Publish>,
+    /// How long it may run before it is stopped.
+    pub timeout: Option<Duration>,
 }
 
 impl Spec {
@@ -69,6 +88,13 @@ impl Spec {
             upstream_roots: Vec::new(),
             known_values: Vec::new(),
             resources: Resources::default(),
+            detached: false,
+            kept: false,
+            stdin: true,
+            tty: false,
+            labels: Labels::default(),
+            ports: Vec::new(),
+            timeout: None,
         }
     }
 }

@@ -6,63 +6,47 @@
 //!         shim · jail · boot · hello · provision   in the shim, reported back
 //! ```
 
-use std::env;
 use std::error::Error;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bottle_core::backend::{
-    Backend, BackendError, Blame, Bottle, Capabilities, Hint, Plan, Summary,
+    Backend, BackendError, Blame, Bottle, Capabilities, Hint, LookUp, Plan, State, Summary,
 };
+use bottle_core::event::{Event, Happening};
 use bottle_core::id::BottleId;
 use bottle_core::images::Images;
+use bottle_core::log::{LogChunk, LogPosition};
 use bottle_core::reporter::{Reporter, Stage};
-use bottle_core::spec::{Overlay, Spec};
-use bottle_core::units::MiB;
+use bottle_core::spec::Spec;
 use bottle_image::{Hold, ImageDisk};
-use bottle_wire::client::{Launch, LaunchReport, Open};
+use bottle_wire::client::{GreetError, Launch, LaunchReport, Open};
 use bottle_wire::message;
 use nix::unistd::Uid;
 use thiserror::Error;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 
-use crate::bottle::{self, KrunBottle, Link};
+use crate::bottle::{self, KrunBottle, Link, Owned};
+use crate::claim::Claim;
 use crate::error::{ShimError, failed, from_shim, start_failed};
 use crate::host::vcpu::kvm_glance;
 use crate::host::{KernelMissing, KvmStatus, find_kernel};
 use crate::images::{ImageStore, Unready};
+use crate::main_log;
 use crate::options::KrunOptions;
 use crate::plan::{Workload, launch_of, new_id, plan_lines};
-use crate::reexec::Role;
-use crate::shim::room::Room;
+use crate::record;
 use crate::state::{self, CLIENT_SOCKET, Dirs, StateError};
+use crate::stored::Stored;
 
 /// libkrun takes a `u8`; more than these have not been seen to work.
 const MAX_VCPUS: u8 = 8;
 /// Below this the guest kernel does not boot to init reliably.
 const MIN_MEMORY_MIB: u32 = 128;
-/// How often another id is tried if one is taken: five base32 characters collide once in 33 million.
-const ID_ATTEMPTS: usize = 4;
-
-/// Variables that the shim needs of its client: where tools and roots are, and how to log.
-const SHIM_ENV: [&str; 6] = [
-    "HOME",
-    "PATH",
-    "SSL_CERT_DIR",
-    "SSL_CERT_FILE",
-    "BOTTLE_LOG",
-    "XDG_DATA_HOME",
-];
-
 /// Runs bottles in libkrun microVMs.
 #[derive(Debug)]
 pub struct KrunBackend {
@@ -154,6 +138,7 @@ impl Backend for KrunBackend {
             id,
             backend: "krun",
             lines,
+            again: false,
         })
     }
 
@@ -162,7 +147,12 @@ impl Backend for KrunBackend {
         plan: Plan,
         reporter: &dyn Reporter,
     ) -> Result<Box<dyn Bottle>, BackendError> {
-        let Plan { spec, mut id, .. } = plan;
+        let Plan {
+            spec,
+            mut id,
+            again,
+            ..
+        } = plan;
         let mut clock = StageClock {
             reporter,
             running: None,
@@ -183,10 +173,13 @@ impl Backend for KrunBackend {
         clock.end(&kernel.display().to_string());
 
         clock.begin(Stage::Image);
-        let (disk, hold) = self
-            .image_disk(&spec, clock.reporter)
-            .await
-            .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?;
+        let (disk, hold) = if again {
+            self.disk_again(&id)?
+        } else {
+            self.image_disk(&spec, clock.reporter)
+                .await
+                .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?
+        };
         let workload = Workload::of(&spec, &disk.image.config)
             .map_err(|error| start_failed(&id, Stage::Image, Blame::User, error))?;
         clock.end(if disk.converted {
@@ -196,28 +189,106 @@ impl Backend for KrunBackend {
         });
 
         clock.begin(Stage::Disks);
-        let (dirs, claim) = self.claim(&spec, &mut id)?;
-        if let Overlay::Disk(size) = spec.resources.overlay {
-            make_overlay(&id, &dirs, size).await?;
-        }
+        let claim = if again {
+            Claim::again(&self.options, &id)?
+        } else {
+            Claim::new(&self.options, &spec, &mut id)?
+        };
+        let stored = Stored::new(&id, &spec, &workload.argv, &disk);
+        claim.furnish(&id, &spec, &stored).await?;
         clock.end("");
 
         clock.begin(Stage::Shim);
-        let shim_failed =
-            |error: io::Error| start_failed(&id, Stage::Shim, Blame::Environment, error);
-        let (link, child) = claim.spawn_shim(&helper).map_err(shim_failed)?;
+        let shim_failed = |error| start_failed(&id, Stage::Shim, Blame::Environment, error);
+        let dirs = claim.dirs.clone();
+        let (socket, child) = claim.spawn_shim(&helper).map_err(shim_failed)?;
         clock.end("");
         let launch = launch_of(&spec, &id, &dirs, &disk, workload, &kernel, &helper);
-        if let Err(error) = follow_launch(&id, &dirs, &link, launch, &mut clock).await {
-            drop(link);
-            bottle::bury(child, &dirs, None).await;
-            return Err(error);
-        }
+        let shim = Owned {
+            child,
+            kept: spec.kept,
+        };
+        let link = match follow_launch(&id, &dirs, socket, launch, &mut clock).await {
+            Ok(link) => link,
+            Err(error) => {
+                shim.bury(&dirs, None).await;
+                return Err(error);
+            }
+        };
         // The shim holds the disk by now.
         drop(hold);
-        let bottle = KrunBottle::new(id.clone(), dirs, link, Some(child)).await;
+        let owned = (!spec.detached).then_some(shim);
+        let bottle = KrunBottle::new(id.clone(), dirs, link, owned).await;
         let bottle = bottle.map_err(|error| start_failed(&id, Stage::Run, Blame::Bug, error))?;
         Ok(Box::new(bottle))
+    }
+
+    fn plan_again(&self, id: &BottleId, look_up: &LookUp<'_>) -> Result<Plan, BackendError> {
+        let op = || format!("start bottle `{id}` again");
+        let failed = |blame, source: Box<dyn Error + Send + Sync>, hint: Option<&str>| {
+            BackendError::Failed {
+                op: op(),
+                blame,
+                hint: hint.map(|hint| Hint(hint.to_owned())),
+                source,
+            }
+        };
+        let stored = self.stored_and_ended(id)?;
+        let again = stored
+            .again(look_up)
+            .map_err(|error| failed(Blame::User, error.into(), None))?;
+        let Some((spec, disk)) = again else {
+            let source = "it was not kept when it ended".into();
+            return Err(failed(Blame::User, source, None));
+        };
+        let kernel = self.kernel().map_err(|error| {
+            let hint = error.hint().to_owned();
+            failed(Blame::Environment, error.into(), Some(&hint))
+        })?;
+        let workload = Workload::of(&spec, &disk.image.config).map_err(|error| {
+            let hint = error.hint();
+            failed(Blame::User, error.into(), Some(hint))
+        })?;
+        let record = Dirs::of(&self.options, id).record();
+        let lines = plan_lines(&spec, &disk.image, &workload, &kernel, &record);
+        Ok(Plan {
+            spec,
+            id: id.clone(),
+            backend: "krun",
+            lines,
+            again: true,
+        })
+    }
+
+    async fn events(&self, id: &BottleId, from: u64) -> Result<Vec<Event>, BackendError> {
+        let path = Dirs::of(&self.options, id).record();
+        let read = spawn_blocking(move || record::read(&path, from)).await;
+        match read.expect("reading a record does not panic") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_found(id, false)),
+            read => read.map_err(|error| failed("read the record", error)),
+        }
+    }
+
+    async fn log(&self, id: &BottleId, from: LogPosition) -> Result<LogChunk, BackendError> {
+        let dirs = Dirs::of(&self.options, id);
+        if !dirs.lock().exists() {
+            return Err(not_found(id, false));
+        }
+        let read = spawn_blocking(move || main_log::read(&dirs.state, from)).await;
+        let read = read.expect("reading a log does not panic");
+        read.map_err(|error| failed("read the log", error))
+    }
+
+    async fn remove(&self, id: &BottleId) -> Result<(), BackendError> {
+        let dirs = Dirs::of(&self.options, id);
+        if !dirs.lock().exists() {
+            return Err(not_found(id, false));
+        }
+        let removing = spawn_blocking(move || dirs.remove_locked()).await;
+        match removing.expect("removing does not panic") {
+            Err(StateError::Taken { .. }) => Err(BackendError::Running { id: id.clone() }),
+            removed => removed.map_err(|error| failed(format!("remove bottle `{id}`"), error)),
+        }
     }
 
     fn images(&self) -> Option<&dyn Images> {
@@ -225,30 +296,87 @@ impl Backend for KrunBackend {
     }
 
     async fn list(&self) -> Result<Vec<Summary>, BackendError> {
-        let found = state::list(&self.options).map_err(|error| failed("list bottles", error))?;
-        Ok(found
-            .into_iter()
-            .map(|(id, running)| Summary { id, running })
-            .collect())
+        let options = self.options.clone();
+        let listing = spawn_blocking(move || {
+            let found = state::list(&options).map_err(|error| failed("list bottles", error))?;
+            Ok(found
+                .into_iter()
+                .filter_map(|(id, lives)| summary(&Dirs::of(&options, &id), lives))
+                .collect())
+        });
+        listing.await.expect("listing does not panic")
     }
 
     async fn open(&self, id: &BottleId) -> Result<Box<dyn Bottle>, BackendError> {
         let dirs = Dirs::of(&self.options, id);
-        let not_found = || BackendError::NotFound { id: id.clone() };
-        let socket = connect(&dirs).await.map_err(|_| not_found())?;
+        let socket = connect(&dirs).await.map_err(|_| not_found(id, true))?;
         let peer = socket
             .peer_cred()
             .map_err(|error| failed("examine a shim", error))?;
+        let op = || format!("open bottle `{id}`");
         if peer.uid() != Uid::effective().as_raw() {
-            return Err(failed(
-                format!("open bottle `{id}`"),
-                format!("its socket is served by user {}", peer.uid()),
-            ));
+            let source = format!("its socket is served by user {}", peer.uid());
+            return Err(failed(op(), source));
         }
-        let bottle = KrunBottle::new(id.clone(), dirs, Link::new(socket), None).await;
+        let link = Link::greet(socket).await.map_err(|error| match error {
+            GreetError::Protocol { .. } => BackendError::Failed {
+                op: op(),
+                blame: Blame::User,
+                hint: Some(Hint("use the release that started it".to_owned())),
+                source: Box::new(error),
+            },
+            // It has just ended.
+            GreetError::Io { .. } | GreetError::None | _ => not_found(id, true),
+        })?;
+        let bottle = KrunBottle::new(id.clone(), dirs, link, None).await;
         bottle
             .map(|bottle| Box::new(bottle) as _)
-            .map_err(|_| not_found())
+            .map_err(|_| not_found(id, true))
+    }
+}
+
+fn not_found(id: &BottleId, running: bool) -> BackendError {
+    let id = id.clone();
+    BackendError::NotFound { id, running }
+}
+
+/// Describes a bottle that is there; `None` if it is not described yet, or in a way that this
+/// release does not understand.
+fn summary(dirs: &Dirs, lives: bool) -> Option<Summary> {
+    let stored = match Stored::read(&dirs.spec()) {
+        Ok(stored) => stored,
+        Err(error) => {
+            if !error.is_missing() {
+                tracing::warn!(%error, "a bottle is left out of the list");
+            }
+            return None;
+        }
+    };
+    let state = if lives {
+        State::Running
+    } else {
+        ended(record::last(&dirs.record()).ok().flatten())
+    };
+    Some(stored.summary(state))
+}
+
+/// How a bottle ended that does not run, by the last event of its record.
+fn ended(last: Option<Event>) -> State {
+    match last {
+        Some(Event {
+            time_ms,
+            what: Happening::End { how, code },
+            ..
+        }) => State::Ended {
+            how,
+            code,
+            at_ms: time_ms,
+        },
+        Some(_) | None => State::Ended {
+            how: "killed".to_owned(),
+            code: None,
+            at_ms: 0,
+        },
     }
 }
 
@@ -259,6 +387,37 @@ async fn connect(dirs: &Dirs) -> io::Result<UnixStream> {
 }
 
 impl KrunBackend {
+    /// Reads the description of a bottle that does not run.
+    fn stored_and_ended(&self, id: &BottleId) -> Result<Stored, BackendError> {
+        let dirs = Dirs::of(&self.options, id);
+        let lock = File::open(dirs.lock()).map_err(|_| not_found(id, false))?;
+        match lock.try_lock_shared() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(BackendError::Running { id: id.clone() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock the bottle", error)),
+        }
+        Stored::read(&dirs.spec()).map_err(|error| {
+            if error.is_missing() {
+                not_found(id, false)
+            } else {
+                failed(format!("read the description of bottle `{id}`"), error)
+            }
+        })
+    }
+
+    /// Finds the disk that a kept bottle had, and keeps it from being removed.
+    fn disk_again(&self, id: &BottleId) -> Result<(ImageDisk, Hold), BackendError> {
+        let failed = |error: Box<dyn Error + Send + Sync>| {
+            start_failed(id, Stage::Image, Blame::User, error)
+        };
+        let hold = self.images.hold().map_err(|error| failed(error.into()))?;
+        let disk = self.stored_and_ended(id)?.disk();
+        let disk = disk.map_err(|error| failed(error.into()))?;
+        Ok((disk.ok_or_else(|| not_found(id, false))?, hold))
+    }
+
     fn kernel(&self) -> Result<PathBuf, KernelMissing> {
         find_kernel(
             self.options.kernel.as_deref(),
@@ -281,36 +440,6 @@ impl KrunBackend {
         } else {
             Err(ResolveError::Kvm { status })
         }
-    }
-
-    /// Creates and locks the bottle's directories, under another id if this one is taken.
-    fn claim(&self, spec: &Spec, id: &mut BottleId) -> Result<(Dirs, Claim), BackendError> {
-        for _ in 0..ID_ATTEMPTS {
-            let dirs = Dirs::of(&self.options, id);
-            match dirs.claim() {
-                Ok(lock) => {
-                    let claim = Claim {
-                        dirs: dirs.clone(),
-                        lock: Some(lock),
-                    };
-                    return Ok((dirs, claim));
-                }
-                Err(StateError::Taken { .. }) => {
-                    *id = new_id(&spec.name)
-                        .map_err(|error| start_failed(id, Stage::Disks, Blame::Bug, error))?;
-                }
-                Err(error) => {
-                    return Err(start_failed(id, Stage::Disks, Blame::Environment, error));
-                }
-            }
-        }
-        let path = Dirs::of(&self.options, id).lock();
-        Err(start_failed(
-            id,
-            Stage::Disks,
-            Blame::Environment,
-            StateError::Taken { path },
-        ))
     }
 }
 
@@ -348,88 +477,14 @@ impl ResolveError {
     }
 }
 
-/// Directories of a bottle whose shim does not run yet; removed again unless handed to one.
-#[derive(Debug)]
-struct Claim {
-    dirs: Dirs,
-    lock: Option<File>,
-}
-
-impl Claim {
-    /// Starts the shim and hands it the lock.
-    ///
-    /// The shim finds its client on descriptor 0, the lock on 1 and its log on 2, so that no
-    /// descriptor has to be inherited by number.
-    fn spawn_shim(mut self, helper: &Path) -> io::Result<(Link, Child)> {
-        let (ours, theirs) = StdUnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(self.dirs.log())?;
-        let lock = self.lock.take().expect("the lock is handed over once");
-        let mut command = Command::from(Role::Shim.command(helper));
-        command
-            .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(lock))
-            .stderr(Stdio::from(log));
-        for name in SHIM_ENV {
-            if let Some(value) = env::var_os(name) {
-                command.env(name, value);
-            }
-        }
-        match command.spawn() {
-            Ok(child) => Ok((Link::new(UnixStream::from_std(ours)?), child)),
-            Err(error) => {
-                self.remove();
-                Err(error)
-            }
-        }
-    }
-
-    fn remove(&self) {
-        if let Err(error) = self.dirs.remove() {
-            tracing::warn!(%error, "cannot undo a start");
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if self.lock.is_some() {
-            self.remove();
-        }
-    }
-}
-
-/// Makes the writable disk, if the host has room for what will be written to it.
-async fn make_overlay(id: &BottleId, dirs: &Dirs, size: MiB) -> Result<(), BackendError> {
-    let failed = |error: Box<dyn Error + Send + Sync>| {
-        start_failed(id, Stage::Disks, Blame::Environment, error)
-    };
-    let shortage = Room::of(&dirs.state).and_then(|room| room.shortage());
-    if let Some(why) = shortage.map_err(|error| failed(error.into()))? {
-        return Err(failed(
-            io::Error::new(io::ErrorKind::StorageFull, why).into(),
-        ));
-    }
-    let path = dirs.overlay();
-    spawn_blocking(move || bottle_image::make_overlay(&path, size.bytes()))
-        .await
-        .expect("making a file system does not panic")
-        .map_err(|error| failed(error.into()))
-}
-
 /// Sends the launch and follows the shim's reports to their end.
 async fn follow_launch(
     id: &BottleId,
     dirs: &Dirs,
-    link: &Link,
+    socket: UnixStream,
     launch: Launch,
     clock: &mut StageClock<'_>,
-) -> Result<(), BackendError> {
+) -> Result<Link, BackendError> {
     let shim = |error| start_failed(id, Stage::Shim, Blame::Bug, error);
     let gone = |source| {
         let words = bottle::log_end(dirs).map(io::Error::other);
@@ -437,6 +492,9 @@ async fn follow_launch(
             source: words.or(source),
         })
     };
+    let link = Link::greet(socket)
+        .await
+        .map_err(|error| gone(Some(io::Error::other(error))))?;
     let open = link.opener.open(&Open::Launch(Box::new(launch))).await;
     let mut reports = open.map_err(|error| gone(Some(io::Error::other(error))))?;
     loop {
@@ -450,7 +508,7 @@ async fn follow_launch(
                 }
             }
             Some(LaunchReport::Ended { note, .. }) => clock.end(&note),
-            Some(LaunchReport::Ready) => return Ok(()),
+            Some(LaunchReport::Ready) => return Ok(link),
             Some(LaunchReport::Failed {
                 stage,
                 blame,

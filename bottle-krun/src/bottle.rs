@@ -2,18 +2,18 @@
 
 use std::fs;
 use std::future::pending;
-use std::io;
-use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bottle_core::backend::{BackendError, Bottle, Command, Condition, Ended, ExitStatus, Process};
-use bottle_core::event::{Event, EventSink, Happening};
+use bottle_core::backend::{
+    BackendError, Bottle, Command, Condition, Ended, ExitStatus, Live, Process, Window,
+};
+use bottle_core::event::{Event, Happening};
 use bottle_core::id::BottleId;
 use bottle_core::text::Escaped;
-use bottle_wire::client::{self, MainStatus, Open, StopReport};
-use bottle_wire::message;
+use bottle_wire::client::{self, Done, GreetError, Inspection, MainStatus, Open};
+use bottle_wire::message::{self, Message};
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -24,8 +24,11 @@ use tokio::time::timeout;
 
 use crate::error::{GONE, ShimError, failed, last_lines};
 use crate::process;
-use crate::record::{self, Record};
+use crate::record;
 use crate::state::Dirs;
+
+/// How long a shim may take for its first words.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// How much longer than its grace a stop may take before the shim is killed.
 const STOP_MARGIN: Duration = Duration::from_secs(15);
@@ -38,8 +41,17 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Starts the mux on a connected socket.
-    pub(crate) fn new(socket: UnixStream) -> Self {
+    /// Greets the shim on a connected socket, and starts the mux.
+    ///
+    /// # Errors
+    ///
+    /// If it has gone, does not answer in time, or is of a release that is not understood.
+    pub(crate) async fn greet(mut socket: UnixStream) -> Result<Self, GreetError> {
+        let greeting = timeout(GREETING, client::greet(&mut socket)).await;
+        greeting.unwrap_or_else(|late| {
+            let source = late.into();
+            Err(GreetError::Io { source })
+        })?;
         // The shim opens no streams.
         let (opener, _, driver): (_, Incoming<()>, _) = mux::start(socket, Side::Dialer);
         let driver = tokio::spawn(async move {
@@ -47,20 +59,58 @@ impl Link {
                 tracing::debug!(%error, "connection to a shim ended");
             }
         });
-        Self { opener, driver }
+        Ok(Self { opener, driver })
     }
-}
 
-impl Link {
     /// Closes the socket: every stream is reset, and the shim sees its client go.
     fn close(&self) {
         self.driver.abort();
+    }
+
+    /// Asks for something that is answered once; `None` if it is refused, or the shim has gone.
+    async fn ask<M: Message>(&self, open: &Open) -> Option<M> {
+        let mut stream = self.opener.open(open).await.ok()?;
+        message::read(&mut stream).await.ok()?
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// A shim whose bottle ends with this process.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) child: Child,
+    /// Whether what is left of the bottle stays.
+    pub(crate) kept: bool,
+}
+
+impl Owned {
+    /// Waits for the shim to end and removes what it left, which is nothing unless it was killed.
+    ///
+    /// If it does not end by itself it is killed. `ended` completes a record that has no end.
+    pub(crate) async fn bury(mut self, dirs: &Dirs, ended: Option<&Ended>) {
+        if timeout(STOP_MARGIN, self.child.wait()).await.is_err()
+            && let Err(error) = self.child.kill().await
+        {
+            tracing::warn!(%error, "cannot kill a shim that does not end");
+        }
+        if let Some(ended) = ended
+            && let Err(error) = record::complete(&dirs.record(), the_end(ended))
+        {
+            tracing::warn!(%error, "cannot complete the record");
+        }
+        let removed = if self.kept {
+            dirs.close()
+        } else {
+            dirs.remove()
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, "cannot remove what a shim left");
+        }
     }
 }
 
@@ -73,12 +123,10 @@ pub(crate) struct KrunBottle {
     numbers: AtomicU32,
     ended: watch::Receiver<Option<Ended>>,
     condition: watch::Receiver<Condition>,
-    /// Whether the bottle ends with this handle.
-    owns: bool,
 }
 
 impl KrunBottle {
-    /// Takes hold of a bottle over a connection; with the shim's process it owns the bottle.
+    /// Takes hold of a bottle over a connection, and of its shim if it is to end with us.
     ///
     /// # Errors
     ///
@@ -87,7 +135,7 @@ impl KrunBottle {
         id: BottleId,
         dirs: Dirs,
         link: Link,
-        shim: Option<Child>,
+        shim: Option<Owned>,
     ) -> Result<Self, ShimError> {
         let mut waiting = link
             .opener
@@ -101,7 +149,6 @@ impl KrunBottle {
             .map_err(|_| ShimError::Gone { source: None })?;
         let (condition_send, condition) = watch::channel(Condition::Running);
         tokio::spawn(follow_condition(conditions, condition_send));
-        let owns = shim.is_some();
         let (send, ended) = watch::channel(None);
         let its_dirs = dirs.clone();
         tokio::spawn(async move {
@@ -116,7 +163,7 @@ impl KrunBottle {
             };
             // The bottle is gone when its shim is: only then is nothing left.
             if let Some(shim) = shim {
-                bury(shim, &its_dirs, Some(&ended)).await;
+                shim.bury(&its_dirs, Some(&ended)).await;
             } else {
                 let _ = waiting.read_u8().await;
             }
@@ -129,8 +176,12 @@ impl KrunBottle {
             numbers: AtomicU32::new(0),
             ended,
             condition,
-            owns,
         })
+    }
+
+    fn no_main(&self) -> BackendError {
+        let id = self.id.clone();
+        BackendError::NoMain { id }
     }
 }
 
@@ -139,28 +190,9 @@ async fn follow_condition(mut stream: MuxStream, condition: watch::Sender<Condit
     while let Ok(Some(now)) = message::read(&mut stream).await {
         condition.send_replace(match now {
             client::Condition::Running => Condition::Running,
-            client::Condition::Frozen(why) => Condition::Frozen { why },
-            _ => continue,
+            client::Condition::Frozen { why } => Condition::Frozen { why },
+            client::Condition::Unknown | _ => continue,
         });
-    }
-}
-
-/// Waits for an owned shim to end and removes what it left, which is nothing unless it was killed.
-///
-/// If it does not end by itself it is killed. `ended` completes a record that has no end.
-pub(crate) async fn bury(mut shim: Child, dirs: &Dirs, ended: Option<&Ended>) {
-    if timeout(STOP_MARGIN, shim.wait()).await.is_err()
-        && let Err(error) = shim.kill().await
-    {
-        tracing::warn!(%error, "cannot kill a shim that does not end");
-    }
-    if let Some(ended) = ended
-        && let Err(error) = complete_record(&dirs.record(), ended)
-    {
-        tracing::warn!(%error, "cannot complete the record");
-    }
-    if let Err(error) = dirs.remove() {
-        tracing::warn!(%error, "cannot remove what a shim left");
     }
 }
 
@@ -171,40 +203,29 @@ pub(crate) fn log_end(dirs: &Dirs) -> Option<String> {
     (!words.is_empty()).then(|| format!("its log ends with: {}", Escaped(&words)))
 }
 
-/// Writes the last line of a record whose shim was killed before it could.
-fn complete_record(path: &Path, ended: &Ended) -> io::Result<()> {
-    let events = record::read(path, 0)?;
-    if !matches!(
-        events.last().map(|event| &event.what),
-        Some(Happening::End { .. })
-    ) {
-        Record::open(path)?.record(Happening::End {
-            how: describe(ended),
-        });
-    }
-    Ok(())
-}
-
 /// Words the end of a bottle for its record.
-pub(crate) fn describe(ended: &Ended) -> String {
-    match ended {
-        Ended::Goodbye(Some(status)) => status.to_string(),
-        Ended::Goodbye(None) => "stopped".to_owned(),
-        Ended::Killed => "killed".to_owned(),
-        Ended::Crashed(why) => format!("crashed: {why}"),
-    }
+pub(crate) fn the_end(ended: &Ended) -> Happening {
+    let (how, code) = match ended {
+        Ended::Goodbye(Some(status)) => (status.to_string(), Some(status.code())),
+        Ended::Goodbye(None) => ("stopped".to_owned(), None),
+        Ended::Killed => ("killed".to_owned(), None),
+        Ended::Crashed(why) => (format!("crashed: {why}"), None),
+    };
+    Happening::End { how, code }
 }
 
 fn from_wire(ended: client::Ended) -> Ended {
     match ended {
-        client::Ended::Goodbye(main) => Ended::Goodbye(main.and_then(|status| match status {
+        client::Ended::Goodbye { main } => Ended::Goodbye(main.and_then(|status| match status {
             MainStatus::Exited(code) => Some(ExitStatus::Exited(code)),
             MainStatus::Signaled(signal) => Some(ExitStatus::Signaled(signal)),
             _ => None,
         })),
         client::Ended::Killed => Ended::Killed,
-        client::Ended::Crashed(why) => Ended::Crashed(why),
-        _ => Ended::Crashed("in a way that this release does not know".to_owned()),
+        client::Ended::Crashed { why } => Ended::Crashed(why),
+        client::Ended::Unknown | _ => {
+            Ended::Crashed("in a way that this release does not know".to_owned())
+        }
     }
 }
 
@@ -216,6 +237,52 @@ impl Bottle for KrunBottle {
 
     async fn exec(&self, command: &Command) -> Result<Process, BackendError> {
         process::exec(&self.link.opener, &self.numbers, command).await
+    }
+
+    async fn attach(&self, window: Option<Window>) -> Result<Process, BackendError> {
+        let attached = process::attach(&self.link.opener, &self.numbers, window).await?;
+        attached.ok_or_else(|| self.no_main())
+    }
+
+    async fn kill(&self, signal: u8) -> Result<(), BackendError> {
+        let killed = self.link.ask::<Done>(&Open::Kill { signal }).await;
+        killed.map(|_| ()).ok_or_else(|| self.no_main())
+    }
+
+    async fn release(&self) -> Result<(), BackendError> {
+        let released = self.link.ask::<Done>(&Open::Release).await;
+        released.map(|_| ()).ok_or_else(|| {
+            failed(
+                format!("detach from bottle `{}`", self.id),
+                ShimError::Gone { source: None },
+            )
+        })
+    }
+
+    async fn inspect(&self) -> Result<Live, BackendError> {
+        let Some(found) = self.link.ask(&Open::Inspect).await else {
+            return Err(failed(
+                format!("inspect bottle `{}`", self.id),
+                ShimError::Gone { source: None },
+            ));
+        };
+        let Inspection {
+            shim_pid,
+            started_ms,
+            kernel,
+            main_started,
+            tty: _,
+            attached,
+            execs,
+        } = found;
+        Ok(Live {
+            pid: shim_pid,
+            started_ms,
+            kernel,
+            main_started,
+            attached,
+            execs,
+        })
     }
 
     async fn events(&self, from: u64) -> Result<Vec<Event>, BackendError> {
@@ -231,10 +298,8 @@ impl Bottle for KrunBottle {
             return Ok(());
         }
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let asking = async {
-            let mut stream = self.link.opener.open(&Open::Stop { grace_ms }).await.ok()?;
-            message::read::<_, StopReport>(&mut stream).await.ok()?
-        };
+        let stop = Open::Stop { grace_ms };
+        let asking = self.link.ask::<Done>(&stop);
         let patience = grace.saturating_add(STOP_MARGIN);
         if timeout(patience, asking).await.is_err() {
             // The shim does not answer: closing the connection ends an owned bottle, by force.
@@ -269,10 +334,9 @@ impl Bottle for KrunBottle {
     async fn remove(self: Box<Self>) -> Result<(), BackendError> {
         self.stop(Duration::ZERO).await?;
         let dirs = self.dirs.clone();
-        if self.owns {
-            dirs.remove()
-                .map_err(|error| failed(format!("remove bottle `{}`", self.id), error))?;
-        }
-        Ok(())
+        let removed = spawn_blocking(move || dirs.remove_locked()).await;
+        removed
+            .expect("removing does not panic")
+            .map_err(|error| failed(format!("remove bottle `{}`", self.id), error))
     }
 }

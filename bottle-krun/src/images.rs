@@ -56,13 +56,22 @@ impl ImageStore {
         spec: &Spec,
         reporter: &dyn PullReporter,
     ) -> Result<(ImageDisk, Hold), Unready> {
-        let hold = Catalog::new(&self.store).hold()?;
+        let hold = self.hold()?;
         if let Some(disk) = self.kept(spec)? {
             return Ok((disk, hold));
         }
         let sources = self.sources()?;
         let (disk, _) = bottle_image::pull(&spec.image, None, &sources, &self.store, reporter)?;
         Ok((disk, hold))
+    }
+
+    /// Keeps images from being removed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be locked.
+    pub(crate) fn hold(&self) -> Result<Hold, Unready> {
+        Ok(Catalog::new(&self.store).hold()?)
     }
 
     /// The disk of an image that need not be asked for anywhere.

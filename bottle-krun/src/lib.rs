@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! KrunBackend (client) ──socket──► shim ──socketpair──► warden ──► vmm (PID 1 of the jail)
-//!   backend, bottle, process       shim/                warden     vmm/, jail/, ffi/
+//!   backend, claim, bottle, process shim/                warden     vmm/, jail/, ffi/
 //! ```
 //!
 //! All of them are one program: [`reexec()`] is called first in `main` and becomes whichever of them
@@ -10,12 +10,14 @@
 
 mod backend;
 mod bottle;
+mod claim;
 mod doctor;
 mod error;
 mod ffi;
 mod host;
 mod images;
 mod jail;
+mod main_log;
 mod options;
 mod plan;
 mod process;
@@ -26,6 +28,7 @@ mod registries;
 mod shim;
 mod state;
 mod stop_signal;
+mod stored;
 mod vmm;
 mod warden;
 

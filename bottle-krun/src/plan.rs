@@ -6,15 +6,17 @@ use std::path::Path;
 use bottle_core::backend::PlanLine;
 use bottle_core::id::{BottleId, MAX_ID_LEN};
 use bottle_core::policy::Rule;
+use bottle_core::ports::Publish;
 use bottle_core::spec::{Overlay, Resolve, Spec};
 use bottle_core::text::Escaped;
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
-use bottle_wire::client::{Launch, LaunchImage, LaunchResolve};
+use bottle_wire::client::{Launch, LaunchImage, LaunchPort, LaunchResolve};
 use thiserror::Error;
 
 use crate::random;
 use crate::state::Dirs;
 use crate::stop_signal;
+use crate::stored::millis;
 
 /// Derives an id from a name: `<name>-<5 base32 characters>`.
 pub(crate) fn new_id(name: &BottleId) -> io::Result<BottleId> {
@@ -169,6 +171,24 @@ pub(crate) fn plan_lines(
             .iter()
             .map(|secret| line("secret", format!("{} may not leave", secret.name()))),
     );
+    lines.extend(
+        spec.ports
+            .iter()
+            .map(|it| line("port", format!("{} leads to {} in it", it.host, it.guest))),
+    );
+    if let Some(limit) = spec.timeout {
+        lines.push(line("timeout", format!("{limit:?}")));
+    }
+    lines.push(line(
+        "life",
+        match (spec.detached, spec.kept) {
+            (false, false) => "ends with this command, and nothing stays",
+            (false, true) => "ends with this command, and can be started again",
+            (true, false) => "goes on by itself, and nothing stays when it ends",
+            (true, true) => "goes on by itself, and can be started again when it has ended",
+        }
+        .to_owned(),
+    ));
     lines.push(line("record", record.display().to_string()));
     lines
 }
@@ -195,6 +215,13 @@ pub(crate) fn launch_of(
         upstream_roots,
         known_values,
         resources,
+        detached,
+        kept,
+        stdin: _,
+        tty: _,
+        labels: _,
+        ports,
+        timeout,
     } = spec;
     let config = &disk.image.config;
     Launch {
@@ -241,5 +268,15 @@ pub(crate) fn launch_of(
         cwd: config.working_dir.clone(),
         default_argv: workload.argv,
         stop_signal: workload.stop_signal,
+        detached: *detached,
+        kept: *kept,
+        timeout_ms: timeout.map(millis),
+        ports: ports
+            .iter()
+            .map(|Publish { host, guest }| LaunchPort {
+                host: *host,
+                guest: *guest,
+            })
+            .collect(),
     }
 }

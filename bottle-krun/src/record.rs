@@ -1,7 +1,7 @@
 //! A bottle's record: one JSON line an event, appended and never rewritten.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,6 +10,9 @@ use std::time::SystemTime;
 use bottle_core::event::{Event, EventSink, Happening, unix_ms};
 use nix::libc::O_NOFOLLOW;
 use tokio::sync::Notify;
+
+/// How many bytes before the end the last event is looked for.
+const LAST: u64 = 256 << 10;
 
 /// Appends events to the file.
 ///
@@ -85,6 +88,19 @@ impl EventSink for Record {
     }
 }
 
+/// Writes the last line of a record whose shim was killed before it could.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn complete(path: &Path, end: Happening) -> io::Result<()> {
+    let last = last(path)?.map(|event| event.what);
+    if !matches!(last, Some(Happening::End { .. })) {
+        Record::open(path)?.record(end);
+    }
+    Ok(())
+}
+
 /// Reads the events with a number of at least `from`; a last line that is not whole is left out.
 ///
 /// # Errors
@@ -92,6 +108,23 @@ impl EventSink for Record {
 /// What the file system says; [`io::ErrorKind::InvalidData`] for a line that is no event.
 pub(crate) fn read(path: &Path, from: u64) -> io::Result<Vec<Event>> {
     read_whole(path, from).map(|(events, _)| events)
+}
+
+/// Reads the last event, without reading what is before it if that is long.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn last(path: &Path) -> io::Result<Option<Event>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST)))?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    let whole = end.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+    let last = end.get(..whole).unwrap_or_default();
+    let last = last.rsplit(|byte| *byte == b'\n').next();
+    Ok(last.and_then(|line| serde_json::from_slice(line).ok()))
 }
 
 /// Reads as [`read`] does, and says how many bytes the whole lines take.
@@ -125,13 +158,15 @@ mod tests {
         });
         Record::open(&path).unwrap().record(Happening::End {
             how: "b".to_owned(),
+            code: None,
         });
         let events = read(&path, 2).unwrap();
         assert_eq!(events.len(), 1);
         assert_eq!(
             events[0].what,
             Happening::End {
-                how: "b".to_owned()
+                how: "b".to_owned(),
+                code: None,
             }
         );
     }
@@ -146,9 +181,12 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"seq\":2,\"ti").unwrap();
         assert_eq!(read(&path, 0).unwrap().len(), 1);
+        assert_eq!(last(&path).unwrap().unwrap().seq, 1);
         Record::open(&path).unwrap().record(Happening::End {
             how: "b".to_owned(),
+            code: None,
         });
         assert_eq!(read(&path, 0).unwrap().len(), 2);
+        assert_eq!(last(&path).unwrap().unwrap().seq, 2);
     }
 }

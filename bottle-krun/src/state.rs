@@ -4,6 +4,8 @@
 //! STATE/bottles/<id>/    lock            held (flock) by the shim alone: held = the bottle lives
 //!                        overlay.ext4    the writable disk
 //!                        shim.log        what the shim and libkrun had to say
+//!                        spec.json       what it is, and what starts it again if it is kept
+//!                        log.<n>         what its main process said
 //!                        record.jsonl    stays when all else is removed
 //! RUNTIME/<id>/          shim.sock       clients
 //!                        console         FIFO of the guest's console
@@ -19,12 +21,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bottle_core::event::Happening;
 use bottle_core::id::BottleId;
 use nix::libc::O_NOFOLLOW;
 use nix::unistd::Uid;
 use thiserror::Error;
 
+use crate::main_log;
 use crate::options::KrunOptions;
+use crate::record;
+use crate::stored::Stored;
 use crate::vmm::launch::CONTROL_SOCKET;
 
 /// The name of the socket for clients, below a bottle's directory of sockets.
@@ -58,6 +64,10 @@ impl Dirs {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.state.join("shim.log")
+    }
+
+    pub(crate) fn spec(&self) -> PathBuf {
+        self.state.join("spec.json")
     }
 
     pub(crate) fn record(&self) -> PathBuf {
@@ -101,22 +111,9 @@ impl Dirs {
                 path: path.clone(),
                 source,
             })?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StateError::Taken { path }),
-            Err(TryLockError::Error(source)) => {
-                return Err(StateError::Io {
-                    op: "lock",
-                    path,
-                    source,
-                });
-            }
-        }
+        lock_or_taken(&lock, &path)?;
         // Somebody may have removed the bottle between our open and our lock.
-        let is_there = fs::metadata(&path).is_ok_and(|there| {
-            lock.metadata()
-                .is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
-        });
+        let is_there = is_same(&lock, &path);
         if !is_there || self.record().exists() {
             return Err(StateError::Taken { path });
         }
@@ -125,6 +122,75 @@ impl Dirs {
             Err(error)
         })?;
         Ok(lock)
+    }
+
+    /// Locks the directories of a bottle that was kept, and makes that of its sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Taken`] if it runs, or is about to; what is kept stays as it is on any error.
+    pub(crate) fn claim_again(&self) -> Result<File, StateError> {
+        let path = self.lock();
+        let lock = OpenOptions::new()
+            .write(true)
+            .custom_flags(O_NOFOLLOW)
+            .open(&path)
+            .map_err(|source| StateError::Io {
+                op: "open",
+                path: path.clone(),
+                source,
+            })?;
+        lock_or_taken(&lock, &path)?;
+        if !is_same(&lock, &path) {
+            return Err(StateError::Taken { path });
+        }
+        if let Some(parent) = self.runtime.parent() {
+            private_dir(parent)?;
+        }
+        private_dir(&self.runtime)?;
+        Ok(lock)
+    }
+
+    /// Removes what a bottle that is kept needs only while it runs. May be repeated; the caller
+    /// holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`] names the first thing that could not be removed; the others are.
+    pub(crate) fn close(&self) -> Result<(), StateError> {
+        let mut first = Ok(());
+        for (removed, path) in [
+            (fs::remove_dir_all(&self.runtime), self.runtime.clone()),
+            (fs::remove_file(self.log()), self.log()),
+        ] {
+            if let Err(source) = removed
+                && source.kind() != ErrorKind::NotFound
+                && first.is_ok()
+            {
+                let op = "remove";
+                first = Err(StateError::Io { op, path, source });
+            }
+        }
+        first
+    }
+
+    /// Locks the bottle, and removes everything but the record; if it is gone that is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Taken`] if it runs; as [`remove`](Self::remove).
+    pub(crate) fn remove_locked(&self) -> Result<(), StateError> {
+        let path = self.lock();
+        let lock = match File::open(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(source) => {
+                let op = "open";
+                return Err(StateError::Io { op, path, source });
+            }
+        };
+        lock_or_taken(&lock, &path)?;
+        self.remove()
     }
 
     /// Removes everything but the record. May be repeated; the caller holds the lock.
@@ -145,14 +211,39 @@ impl Dirs {
             Err(_) | Ok(()) => {}
         };
         note(fs::remove_dir_all(&self.runtime), self.runtime.clone());
-        for path in [self.overlay(), self.log(), self.lock()] {
+        for path in [self.overlay(), self.log(), self.spec()] {
             note(fs::remove_file(&path), path);
         }
+        if let Err((path, error)) = main_log::remove(&self.state) {
+            note(Err(error), path);
+        }
+        // Last: as long as it is there, the rest can be found and removed.
+        note(fs::remove_file(self.lock()), self.lock());
         if !self.record().exists() {
             note(fs::remove_dir(&self.state), self.state.clone());
         }
         first
     }
+}
+
+fn lock_or_taken(lock: &File, path: &Path) -> Result<(), StateError> {
+    let path = path.to_owned();
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(StateError::Taken { path }),
+        Err(TryLockError::Error(source)) => {
+            let op = "lock";
+            Err(StateError::Io { op, path, source })
+        }
+    }
+}
+
+/// Says whether an open file is the one that stands at a path now.
+fn is_same(file: &File, path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|there| {
+        file.metadata()
+            .is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+    })
 }
 
 /// Lists the bottles that are not removed, with whether they live.
@@ -185,7 +276,8 @@ pub(crate) fn list(options: &KrunOptions) -> Result<Vec<(BottleId, bool)>, State
     Ok(found)
 }
 
-/// Removes what bottles left behind whose shim was killed; their records stay.
+/// Removes what bottles left behind whose shim was killed; their records stay, and so does what
+/// keeps a bottle.
 ///
 /// A bottle that cannot be removed now is left for the next time.
 pub(crate) fn sweep(options: &KrunOptions) {
@@ -197,9 +289,25 @@ pub(crate) fn sweep(options: &KrunOptions) {
         let Ok(lock) = File::open(dirs.lock()) else {
             continue;
         };
-        if lock.try_lock().is_ok()
-            && let Err(error) = dirs.remove()
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        let end = Happening::End {
+            how: "killed".to_owned(),
+            code: None,
+        };
+        if let Err(error) = record::complete(&dirs.record(), end)
+            && error.kind() != ErrorKind::NotFound
         {
+            tracing::warn!(bottle = %id, %error, "cannot complete a record");
+        }
+        // One that can't be read can still be removed by name.
+        let removed = match Stored::read(&dirs.spec()) {
+            Ok(stored) if stored.is_kept() => dirs.close(),
+            Err(error) if !error.is_missing() => dirs.close(),
+            Ok(_) | Err(_) => dirs.remove(),
+        };
+        if let Err(error) = removed {
             tracing::warn!(bottle = %id, %error, "cannot remove a dead bottle");
         }
     }
@@ -275,9 +383,11 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
-    use bottle_image::SourceOptions;
+    use bottle_core::spec::Spec;
+    use bottle_image::{ImageConfig, ImageDisk, ImageRef, SourceOptions};
 
     use super::*;
+    use crate::record::Record;
 
     fn options(dir: &Path) -> KrunOptions {
         KrunOptions {
@@ -300,7 +410,7 @@ mod tests {
         let dirs = Dirs::of(&options, &id);
         let lock = dirs.claim().unwrap();
         fs::write(dirs.overlay(), "x").unwrap();
-        fs::write(dirs.record(), "{}\n").unwrap();
+        Record::open(&dirs.record()).unwrap();
         assert_eq!(list(&options).unwrap(), [(id.clone(), true)]);
         sweep(&options);
         assert!(dirs.overlay().exists());
@@ -309,8 +419,47 @@ mod tests {
         assert_eq!(list(&options).unwrap(), [(id, false)]);
         sweep(&options);
         assert!(!dirs.overlay().exists() && !dirs.runtime.exists() && !dirs.lock().exists());
-        assert!(dirs.record().exists());
+        let last = record::last(&dirs.record()).unwrap().unwrap();
+        assert!(matches!(last.what, Happening::End { .. }), "{last:?}");
         assert_eq!(list(&options).unwrap(), []);
+    }
+
+    #[test]
+    fn what_keeps_a_dead_bottle_is_not_swept_and_can_be_locked_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let options = options(temp.path());
+        let id: BottleId = "a".parse().unwrap();
+        let dirs = Dirs::of(&options, &id);
+        let lock = dirs.claim().unwrap();
+        assert!(matches!(dirs.claim_again(), Err(StateError::Taken { .. })));
+        assert!(matches!(
+            dirs.remove_locked(),
+            Err(StateError::Taken { .. })
+        ));
+        let mut spec = Spec::new(id.clone(), "debian:12".parse().unwrap());
+        spec.kept = true;
+        let disk = ImageDisk {
+            descriptor: temp.path().join("x.vmdk"),
+            parts: Vec::new(),
+            image: ImageRef {
+                manifest: String::new(),
+                config: ImageConfig::default(),
+            },
+            converted: false,
+        };
+        Stored::new(&id, &spec, &[], &disk)
+            .write(&dirs.spec())
+            .unwrap();
+        fs::write(dirs.overlay(), "x").unwrap();
+        drop(lock);
+        sweep(&options);
+        assert!(dirs.overlay().exists() && dirs.spec().exists() && !dirs.runtime.exists());
+        let again = dirs.claim_again().unwrap();
+        assert!(dirs.runtime.exists());
+        drop(again);
+        dirs.remove_locked().unwrap();
+        assert!(!dirs.state.exists());
+        dirs.remove_locked().unwrap();
     }
 
     #[test]

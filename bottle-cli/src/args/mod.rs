@@ -1,5 +1,6 @@
 //! The command line as it is written; the comments are its help.
 
+mod bottles;
 mod doctor;
 mod image;
 mod start;
@@ -9,10 +10,14 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub(crate) use self::bottles::{
+    AttachArgs, EventsArgs, ExecArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, RestartArgs,
+    RmArgs, StopArgs, WaitArgs,
+};
 pub(crate) use self::doctor::DoctorArgs;
 pub(crate) use self::image::{ImageArgs, ImageCommand};
 pub(crate) use self::start::StartArgs;
-pub(crate) use self::values::{EnvArg, SecretRef};
+pub(crate) use self::values::{EnvArg, SecretRef, Since};
 use crate::exit;
 use crate::progress::Verbosity;
 
@@ -50,6 +55,29 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Start a bottle, run a command in it, and remove it when the command ends
     Start(Box<StartArgs>),
+    /// Run another command in a bottle that runs
+    Exec(Box<ExecArgs>),
+    /// Connect to the main process of a bottle that runs
+    Attach(AttachArgs),
+    /// List bottles
+    #[command(visible_aliases = ["ls", "ps"])]
+    List(ListArgs),
+    /// Say all that is known of a bottle, as JSON
+    Inspect(InspectArgs),
+    /// Print what the main process of a bottle said
+    Logs(LogsArgs),
+    /// Print what happened in a bottle: what it reached, and what was refused
+    Events(EventsArgs),
+    /// Stop bottles, giving what runs in them time to end
+    Stop(StopArgs),
+    /// Send a signal to the main process of bottles
+    Kill(KillArgs),
+    /// Wait until bottles have ended, and print the status of each
+    Wait(WaitArgs),
+    /// Start a bottle that was kept again, with the disk it had; one that runs is stopped first
+    Restart(RestartArgs),
+    /// Remove bottles that have ended; their records stay
+    Rm(RmArgs),
     /// Get, list and remove images
     Image(Box<ImageArgs>),
     /// Say what this host has, what it lacks, and how to get it

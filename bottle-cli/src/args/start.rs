@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use bottle_core::id::BottleId;
 use bottle_core::images::Pull;
+use bottle_core::listing::Label;
 use bottle_core::policy::Rule;
+use bottle_core::ports::Publish;
 use bottle_core::spec::{ImageSource, Resolve, UserName};
 use bottle_core::units::{MiB, Vcpus};
 use clap::Args;
 
 use super::{EnvArg, SecretRef};
+use crate::terminal::DetachKeys;
 
 /// Flags of `start`.
 #[derive(Args, Debug)]
@@ -27,6 +30,34 @@ pub(crate) struct StartArgs {
     /// Name the bottle, `a-z`, `0-9` and `-` (default: made up)
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<BottleId>,
+    /// Start it in the background and print its id; it is kept when it has ended
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Keep standard input open even if nobody is attached
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal; the keys `ctrl-p,ctrl-q` detach from it
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Detach when these keys are typed, as `ctrl-],q`
+    #[arg(long, value_name = "KEYS", requires = "tty")]
+    pub(crate) detach_keys: Option<DetachKeys>,
+    /// Keep its disk and log when it has ended, so that it can be started again
+    #[arg(long, conflicts_with = "rm")]
+    pub(crate) keep: bool,
+    /// Remove it when it has ended, even if it was detached
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Write this on it (can be repeated)
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub(crate) label: Vec<Label>,
+    /// Stop it after this time, as `90s` or `2h`
+    #[arg(long, value_name = "TIME")]
+    pub(crate) timeout: Option<humantime::Duration>,
+    /// Let a port of this host lead to a server in it; of this host alone, unless ADDR is named
+    /// (can be repeated)
+    #[arg(short, long, value_name = "[ADDR:][HOST:]GUEST")]
+    pub(crate) publish: Vec<Publish>,
     /// Let it reach this host, or with `*.` all hosts below it, on port 443 or PORT; it can reach
     /// nothing else (can be repeated)
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -38,6 +69,9 @@ pub(crate) struct StartArgs {
     /// is found (can be repeated)
     #[arg(long, value_name = "env:NAME|file:PATH")]
     pub(crate) secret: Vec<SecretRef>,
+    /// Set the variables of this file, one `NAME[=VALUE]` a line (can be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
     /// Run as this user of the image (default: the image's)
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<UserName>,

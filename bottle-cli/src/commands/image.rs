@@ -7,9 +7,8 @@ use anyhow::anyhow;
 use bottle_core::images::{Images, Pulled, Removed, StoredImage};
 use bottle_core::spec::ImageSource;
 use bottle_core::text::EscapedUpTo;
-use serde::Serialize;
 
-use super::unprintable;
+use super::{json, print};
 use crate::args::{Args, ImageArgs, ImageCommand};
 use crate::exit::Status;
 use crate::failure::Failure;
@@ -18,6 +17,7 @@ use crate::printer::Printer;
 use crate::progress::Verbosity;
 use crate::pulling::Pulling;
 use crate::sizes::bytes;
+use crate::table::{ago, table};
 
 /// The longest name in a line, in characters.
 const MAX_NAME: usize = 256;
@@ -58,7 +58,7 @@ pub(super) async fn run(
             let text = if list.json {
                 json(&found)?
             } else {
-                table(&found, SystemTime::now())
+                listed(&found, SystemTime::now())
             };
             print(printer, &text)
         }
@@ -141,9 +141,8 @@ fn summary(pulled: &Pulled, since: Instant) -> String {
 }
 
 /// One line an image, aligned.
-fn table(images: &[StoredImage], now: SystemTime) -> String {
+fn listed(images: &[StoredImage], now: SystemTime) -> String {
     let now = now.duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs());
-    let heads = ["NAME", "DIGEST", "ADDED", "OWN", "SHARED", ""].map(str::to_owned);
     let rows = images.iter().map(|image| {
         let StoredImage {
             record,
@@ -161,29 +160,7 @@ fn table(images: &[StoredImage], now: SystemTime) -> String {
             if *in_use { "in use" } else { "" }.to_owned(),
         ]
     });
-    let rows: Vec<_> = [heads].into_iter().chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths = [0, 1, 2, 3, 4, 5].map(|column| width(column).unwrap_or(0));
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths);
-        let line: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(line.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-fn ago(seconds: u64) -> String {
-    let (count, unit) = match seconds {
-        0..60 => return "just now".to_owned(),
-        60..3600 => (seconds / 60, "min"),
-        3600..86_400 => (seconds / 3600, "h"),
-        _ => (seconds / 86_400, "d"),
-    };
-    format!("{count} {unit} ago")
+    table(["NAME", "DIGEST", "ADDED", "OWN", "SHARED", ""], rows)
 }
 
 fn say_removed(printer: &Printer, verbosity: Verbosity, removed: &Removed) {
@@ -194,28 +171,4 @@ fn say_removed(printer: &Printer, verbosity: Verbosity, removed: &Removed) {
         printer.say(&format!("removed `{}`", EscapedUpTo(name, MAX_NAME)));
     }
     printer.say(&format!("{} freed", bytes(removed.bytes)));
-}
-
-fn print(printer: &Printer, text: &str) -> Result<Status, Failure> {
-    printer.data(text).map_err(unprintable)?;
-    Ok(Status::DONE)
-}
-
-fn json(value: &impl Serialize) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(Failure::environment)?;
-    Ok(format!("{text}\n"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_told_in_the_largest_whole_unit() {
-        let told = [0, 59, 60, 7199, 86_400 * 3 + 5].map(ago);
-        assert_eq!(
-            told,
-            ["just now", "just now", "1 min ago", "1 h ago", "3 d ago"]
-        );
-    }
 }

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Error, anyhow};
-use bottle_core::backend::Plan;
+use bottle_core::backend::{Backend, Command, Plan};
 use bottle_core::event::{Event, Happening};
+use bottle_core::id::BottleId;
 use bottle_core::policy::Policy;
 use bottle_core::secret::{MIN_SECRET_LEN, Secret};
 use bottle_core::spec::{Env, Overlay, Spec};
@@ -15,15 +17,16 @@ use bottle_core::text::EscapedUpTo;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::unprintable;
+use super::print;
 use crate::args::{Args, EnvArg, SecretRef, StartArgs};
 use crate::exit::Status;
 use crate::failure::Failure;
-use crate::host::Host;
+use crate::host::{Host, Lookup};
 use crate::names;
 use crate::printer::Printer;
 use crate::progress::{Progress, Verbosity};
-use crate::session::Session;
+use crate::session::{OnTerminal, Outcome, Role, Session};
+use crate::terminal::DetachKeys;
 
 /// The longest line of a plan, in characters.
 const MAX_LINE: usize = 1024;
@@ -39,6 +42,9 @@ pub(super) async fn run(
 ) -> Result<Status, Failure> {
     let backend = host.registry.make(&args.backend)?;
     let spec = spec(start, host)?;
+    if let Some(name) = &start.name {
+        refuse_a_name_that_runs(&*backend, name).await?;
+    }
     let planner = Arc::clone(&backend);
     let plan = tokio::select! {
         // It may have to ask a registry.
@@ -48,38 +54,121 @@ pub(super) async fn run(
         Some(signal) = host.signals.recv() => return Ok(Status::signaled(signal.number())),
     };
     if start.dry_run {
-        printer
-            .data(&shown(&plan, start.json))
-            .map_err(unprintable)?;
-        return Ok(Status::DONE);
+        return print(printer, &shown(&plan, start.json));
     }
+    let keys = start.detach_keys.clone().unwrap_or_default();
+    launch(&*backend, plan, keys, args.verbosity(), host, printer).await
+}
+
+/// Two bottles of one name can be told apart by their ids, but whoever names one means that one.
+async fn refuse_a_name_that_runs(backend: &dyn Backend, name: &BottleId) -> Result<(), Failure> {
+    let all = backend.list().await?;
+    match all.iter().find(|it| it.name == *name && it.runs()) {
+        None => Ok(()),
+        Some(_) => Err(
+            Failure::user(anyhow!("a bottle named `{name}` runs already")).hint(format!(
+                "`bottle attach {name}` connects to it, `bottle exec {name} CMD` runs a command in \
+                 it; or choose another name"
+            )),
+        ),
+    }
+}
+
+/// Starts what was planned: in the background, or with us in front of it until it has ended.
+pub(super) async fn launch(
+    backend: &dyn Backend,
+    plan: Plan,
+    keys: DetachKeys,
+    verbosity: Verbosity,
+    host: &mut Host,
+    printer: &Printer,
+) -> Result<Status, Failure> {
     let record = plan.lines.iter().find(|line| line.what == "record");
     let record = record.map(|line| line.value.clone());
+    let Spec {
+        detached,
+        kept,
+        stdin,
+        tty,
+        ..
+    } = plan.spec;
+    let mut command = Command::new::<String>([]);
+    command.main = true;
+    command.stdin = stdin;
+    command.unheard = detached;
+    let terminal = host.terminal.clone().filter(|_| tty && !detached);
+    if tty {
+        if terminal.is_none() && !detached {
+            return Err(Failure::user(anyhow!(
+                "standard input and output are no terminal to put in front of the command"
+            ))
+            .hint("leave `--tty` away, or start it in the background with `--detach`"));
+        }
+        command.tty = Some(terminal.as_ref().map(|it| it.window()).unwrap_or_default());
+        let term = (host.variable)("TERM").and_then(|term| term.into_string().ok());
+        command
+            .env
+            .extend(term.map(|term| ("TERM".to_owned(), term)));
+    }
 
-    let verbosity = args.verbosity();
     let progress = Progress::new(printer, &plan.id, verbosity, host.stderr_is_terminal);
     let bottle = tokio::select! {
         started = backend.start(plan, &progress) => started?,
         Some(signal) = host.signals.recv() => return Ok(Status::signaled(signal.number())),
     };
     progress.finish();
+    let id = bottle.id().clone();
+    let process = tokio::select! {
+        process = bottle.exec(&command) => process,
+        Some(signal) = host.signals.recv() => {
+            bottle.remove().await?;
+            return Ok(Status::signaled(signal.number()));
+        }
+    };
+    let process = match process {
+        Ok(process) => process,
+        Err(error) => {
+            // It never ran: there is nothing to keep.
+            bottle.remove().await?;
+            return Err(error.into());
+        }
+    };
+    if detached {
+        return print(printer, &format!("{id}\n"));
+    }
 
     let session = Session {
         bottle: bottle.as_ref(),
         printer,
         signals: &mut host.signals,
+        role: Role::Owner,
+        terminal: terminal.map(|terminal| OnTerminal {
+            terminal,
+            keys: Some(keys),
+        }),
     };
-    let outcome = session.run(&start.command, &mut host.stdin).await;
+    let outcome = session.run(process, &mut host.stdin).await;
+    if let Ok(Outcome::Left) = outcome {
+        bottle.release().await?;
+        printer.say(&format!("detached; `bottle attach {id}` comes back"));
+        return Ok(Status::DONE);
+    }
+    let ended = if kept {
+        bottle.stop(Duration::ZERO).await
+    } else {
+        bottle.remove().await
+    };
     // What happened is worth telling however the session ended; a record that cannot be read is
     // told by the removal.
-    let events = bottle.events(1).await.unwrap_or_default();
-    let id = bottle.id().clone();
-    let removed = bottle.remove().await;
-    if let Some(words) = summary(&events, record.as_deref(), verbosity, &id.to_string()) {
+    let events = backend.events(&id, 1).await.unwrap_or_default();
+    if let Some(words) = summary(&events, record.as_deref(), verbosity, &id, kept) {
         printer.say(&words);
     }
-    let status = outcome?;
-    removed?;
+    let status = match outcome? {
+        Outcome::Ended(status) => status,
+        Outcome::Left => Status::DONE,
+    };
+    ended?;
     Ok(status)
 }
 
@@ -91,6 +180,7 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
         name,
         allow,
         env,
+        env_file,
         secret,
         user,
         cpus,
@@ -99,6 +189,15 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
         ephemeral,
         upstream_ca,
         resolve,
+        detach,
+        interactive,
+        tty,
+        detach_keys: _,
+        keep,
+        rm,
+        label,
+        timeout,
+        publish,
         dry_run: _,
         json: _,
         command,
@@ -113,15 +212,22 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     spec.pull = pull.unwrap_or_default();
     spec.command = (!command.is_empty()).then(|| command.clone());
     spec.user.clone_from(user);
-    spec.env = variables(env, host)?;
+    spec.env = variables(&with_files(env, env_file)?, host)?;
     spec.policy = Policy::new(allow.iter().cloned());
     spec.resolve.clone_from(resolve);
     for path in upstream_ca {
         spec.upstream_roots.push(certificates(path)?);
     }
     for reference in secret {
-        spec.known_values.push(value(reference, host)?);
+        spec.known_values.push(value(reference, &*host.variable)?);
     }
+    spec.detached = *detach;
+    spec.kept = *keep || (*detach && !rm);
+    spec.stdin = !detach || *interactive;
+    spec.tty = *tty;
+    spec.labels = label.iter().cloned().collect();
+    spec.timeout = timeout.map(Into::into);
+    spec.ports.clone_from(publish);
     spec.resources.vcpus = cpus.unwrap_or(spec.resources.vcpus);
     spec.resources.memory = memory.unwrap_or(spec.resources.memory);
     if let Some(size) = disk {
@@ -133,7 +239,35 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     Ok(spec)
 }
 
-fn variables(args: &[EnvArg], host: &Host) -> Result<Env, Failure> {
+/// Reads files of variables; what stands on the command line comes after them and wins.
+pub(super) fn with_files(env: &[EnvArg], files: &[PathBuf]) -> Result<Vec<EnvArg>, Failure> {
+    let mut all = Vec::new();
+    for path in files {
+        let what = || format!("cannot read variables from `{}`", path.display());
+        let bytes = read(path).with_context(what).map_err(Failure::user)?;
+        let text = String::from_utf8(bytes)
+            .with_context(what)
+            .map_err(Failure::user)?;
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let parsed = line.parse().map_err(|why: String| {
+                Failure::user(
+                    anyhow!(why)
+                        .context(format!("line {number}"))
+                        .context(what()),
+                )
+            })?;
+            all.push(parsed);
+        }
+    }
+    all.extend_from_slice(env);
+    Ok(all)
+}
+
+pub(super) fn variables(args: &[EnvArg], host: &Host) -> Result<Env, Failure> {
     let mut env = Env::default();
     for EnvArg { name, value } in args {
         let value = match value {
@@ -164,10 +298,10 @@ fn certificates(path: &Path) -> Result<String, Failure> {
     }
 }
 
-fn value(reference: &SecretRef, host: &Host) -> Result<Secret, Failure> {
+pub(super) fn value(reference: &SecretRef, variable: &Lookup) -> Result<Secret, Failure> {
     let what = || format!("cannot take secret `{reference}`");
     let bytes = match reference {
-        SecretRef::Env(name) => match (host.variable)(name) {
+        SecretRef::Env(name) => match variable(name) {
             Some(value) => value.into_encoded_bytes(),
             None => {
                 return Err(Failure::user(
@@ -211,6 +345,7 @@ fn shown(plan: &Plan, json: bool) -> String {
         id,
         backend,
         lines,
+        again: _,
     } = plan;
     if json {
         let plan = json!({ "id": id, "backend": backend, "plan": lines });
@@ -229,7 +364,8 @@ fn summary(
     events: &[Event],
     record: Option<&str>,
     verbosity: Verbosity,
-    id: &str,
+    id: &BottleId,
+    kept: bool,
 ) -> Option<String> {
     let refused = events
         .iter()
@@ -237,6 +373,7 @@ fn summary(
         .count();
     let words = match (verbosity, refused) {
         (Verbosity::Quiet, _) | (Verbosity::Normal, 0) => return None,
+        (Verbosity::Verbose, 0) if kept => format!("kept `{id}`; nothing was refused"),
         (Verbosity::Verbose, 0) => format!("removed `{id}`; nothing was refused"),
         (Verbosity::Normal | Verbosity::Verbose, 1) => "1 request was refused".to_owned(),
         (Verbosity::Normal | Verbosity::Verbose, many) => format!("{many} requests were refused"),

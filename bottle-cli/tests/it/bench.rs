@@ -184,6 +184,7 @@ impl Bench {
             stdout: Box::new(stdout.clone()),
             stderr: Box::new(stderr.clone()),
             stderr_is_terminal: terminal,
+            terminal: None,
             signals,
             columns: Some(100),
         };

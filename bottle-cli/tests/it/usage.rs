@@ -14,10 +14,21 @@ async fn help_goes_to_standard_output() {
     Usage: bottle [OPTIONS] <COMMAND>
 
     Commands:
-      start   Start a bottle, run a command in it, and remove it when the command ends
-      image   Get, list and remove images
-      doctor  Say what this host has, what it lacks, and how to get it
-      help    Print this message or the help of the given subcommand(s)
+      start    Start a bottle, run a command in it, and remove it when the command ends
+      exec     Run another command in a bottle that runs
+      attach   Connect to the main process of a bottle that runs
+      list     List bottles [aliases: ls, ps]
+      inspect  Say all that is known of a bottle, as JSON
+      logs     Print what the main process of a bottle said
+      events   Print what happened in a bottle: what it reached, and what was refused
+      stop     Stop bottles, giving what runs in them time to end
+      kill     Send a signal to the main process of bottles
+      wait     Wait until bottles have ended, and print the status of each
+      restart  Start a bottle that was kept again, with the disk it had; one that runs is stopped first
+      rm       Remove bottles that have ended; their records stay
+      image    Get, list and remove images
+      doctor   Say what this host has, what it lacks, and how to get it
+      help     Print this message or the help of the given subcommand(s)
 
     Options:
           --backend <NAME>  Use this backend [default: krun]
@@ -27,9 +38,9 @@ async fn help_goes_to_standard_output() {
       -V, --version         Print version
 
     Exit status:
-      start: the workload's own; 125 if bottle failed, 126 if the program cannot be run, 127 if it was
-      not found, 128+n if signal n ended it. Others: 0, or 1 for failure. All: 2 for a wrong command
-      line
+      start, restart, exec, attach: the process's own; 125 if bottle failed, 126 if the program cannot
+      be run, 127 if it was not found, 128+n if signal n ended it. Others: 0, or 1 for failure. All: 2
+      for a wrong command line
     ----- stderr
     ");
 }
@@ -53,6 +64,25 @@ async fn the_help_of_start_names_every_flag() {
               Ask the registry for the image if it is not here, always, or never [default: missing]
           --name <NAME>
               Name the bottle, `a-z`, `0-9` and `-` (default: made up)
+      -d, --detach
+              Start it in the background and print its id; it is kept when it has ended
+      -i, --interactive
+              Keep standard input open even if nobody is attached
+      -t, --tty
+              Give it a terminal; the keys `ctrl-p,ctrl-q` detach from it
+          --detach-keys <KEYS>
+              Detach when these keys are typed, as `ctrl-],q`
+          --keep
+              Keep its disk and log when it has ended, so that it can be started again
+          --rm
+              Remove it when it has ended, even if it was detached
+      -l, --label <KEY[=VALUE]>
+              Write this on it (can be repeated)
+          --timeout <TIME>
+              Stop it after this time, as `90s` or `2h`
+      -p, --publish <[ADDR:][HOST:]GUEST>
+              Let a port of this host lead to a server in it; of this host alone, unless ADDR is named
+              (can be repeated)
           --allow <HOST[:PORT]>
               Let it reach this host, or with `*.` all hosts below it, on port 443 or PORT; it can reach
               nothing else (can be repeated)
@@ -61,6 +91,8 @@ async fn the_help_of_start_names_every_flag() {
           --secret <env:NAME|file:PATH>
               Refuse requests in which this value stands, in any encoding; it is named here by where it
               is found (can be repeated)
+          --env-file <FILE>
+              Set the variables of this file, one `NAME[=VALUE]` a line (can be repeated)
       -u, --user <USER[:GROUP]>
               Run as this user of the image (default: the image's)
           --cpus <N>
@@ -129,7 +161,7 @@ async fn an_unknown_verb_is_answered_with_the_nearest_one() {
     ----- stderr
     error: unrecognized subcommand 'strat'
 
-      tip: a similar subcommand exists: 'start'
+      tip: some similar subcommands exist: 'restart', 'start'
 
     Usage: bottle [OPTIONS] <COMMAND>
 

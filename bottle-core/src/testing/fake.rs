@@ -3,24 +3,30 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::future::pending;
+use std::mem::replace;
 use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex, empty};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, copy, duplex, empty, sink};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::fake_main::Main;
 use super::images::FakeImages;
 use super::program::{Outcome, Program, World};
 use crate::backend::{
     Backend, BackendError, Blame, Bottle, Capabilities, Command, Condition, Ended, ExitStatus,
-    Hint, Plan, PlanLine, Process, ProcessControl, SpawnFailure, Summary,
+    Hint, Live, LookUp, Plan, PlanLine, Process, ProcessControl, SpawnFailure, Summary, Window,
 };
 use crate::event::{Event, Happening, unix_ms};
 use crate::id::BottleId;
 use crate::images::Images;
+use crate::listing;
+use crate::log::{LogChunk, LogPosition, LogRecord, LogStream};
 use crate::reporter::{Reporter, Stage};
 use crate::spec::{ImageSource, Spec};
 
@@ -38,9 +44,20 @@ pub struct FakeBackend(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     bottles: Mutex<BTreeMap<BottleId, Arc<Machine>>>,
+    /// They stay when a bottle is removed.
+    records: Mutex<BTreeMap<BottleId, Arc<Mutex<Vec<Event>>>>>,
     cleaned: Mutex<Vec<String>>,
     images: FakeImages,
     wishes: Mutex<Wishes>,
+}
+
+impl State {
+    /// Removes what there is of a bottle.
+    fn forget(&self, machine: &Machine) {
+        lock(&self.bottles).remove(&machine.id);
+        let mut cleaned = lock(&self.cleaned);
+        cleaned.extend(lock(&machine.things).drain(..).rev());
+    }
 }
 
 /// What a test wants to go wrong or to have happened.
@@ -178,7 +195,53 @@ impl Backend for FakeBackend {
             id: spec.name.clone(),
             backend: NAME,
             lines,
+            again: false,
         })
+    }
+
+    fn plan_again(&self, id: &BottleId, look_up: &LookUp<'_>) -> Result<Plan, BackendError> {
+        let machine = self.ended(id)?;
+        let mut plan = self.plan(&machine.spec)?;
+        for secret in &mut plan.spec.known_values {
+            let name = secret.name().to_owned();
+            *secret = look_up(&name).map_err(|source| BackendError::Failed {
+                op: format!("find the value of `{name}`"),
+                blame: Blame::User,
+                hint: None,
+                source,
+            })?;
+        }
+        plan.again = true;
+        Ok(plan)
+    }
+
+    async fn events(&self, id: &BottleId, from: u64) -> Result<Vec<Event>, BackendError> {
+        let record = lock(&self.0.records).get(id).cloned();
+        let record = record.ok_or_else(|| missing(id))?;
+        let events = lock(&record);
+        Ok(events
+            .iter()
+            .filter(|event| event.seq >= from)
+            .cloned()
+            .collect())
+    }
+
+    async fn log(&self, id: &BottleId, from: LogPosition) -> Result<LogChunk, BackendError> {
+        let machine = self.find(id)?;
+        let log = lock(&machine.log);
+        let start = usize::try_from(from.offset).unwrap_or(usize::MAX);
+        let records = log.get(start..).unwrap_or_default().to_vec();
+        let offset = from.offset + u64::try_from(records.len()).unwrap_or(u64::MAX);
+        Ok(LogChunk {
+            records,
+            next: LogPosition { file: 0, offset },
+        })
+    }
+
+    async fn remove(&self, id: &BottleId) -> Result<(), BackendError> {
+        let machine = self.ended(id)?;
+        self.0.forget(&machine);
+        Ok(())
     }
 
     async fn start(
@@ -186,11 +249,13 @@ impl Backend for FakeBackend {
         plan: Plan,
         reporter: &dyn Reporter,
     ) -> Result<Box<dyn Bottle>, BackendError> {
-        let Plan { spec, id, .. } = plan;
-        let machine = Arc::new(Machine::new(id.clone(), spec));
-        {
+        let Plan {
+            spec, id, again, ..
+        } = plan;
+        let machine = {
             let mut bottles = lock(&self.0.bottles);
-            if bottles.contains_key(&id) {
+            let before = bottles.get(&id);
+            if again != before.is_some() || before.is_some_and(|before| before.runs()) {
                 return Err(BackendError::Failed {
                     op: format!("start bottle `{id}`"),
                     blame: Blame::User,
@@ -198,8 +263,12 @@ impl Backend for FakeBackend {
                     source: "there is a bottle of this name".into(),
                 });
             }
+            let record = Arc::clone(lock(&self.0.records).entry(id.clone()).or_default());
+            let log = before.map(|before| lock(&before.log).clone());
+            let machine = Arc::new(Machine::new(id.clone(), spec, record, log));
             bottles.insert(id.clone(), Arc::clone(&machine));
-        }
+            machine
+        };
         // From here on dropping the handle, or this future, removes what was made.
         let bottle = FakeBottle {
             machine,
@@ -241,10 +310,7 @@ impl Backend for FakeBackend {
     async fn list(&self) -> Result<Vec<Summary>, BackendError> {
         Ok(lock(&self.0.bottles)
             .values()
-            .map(|machine| Summary {
-                id: machine.id.clone(),
-                running: machine.runs(),
-            })
+            .map(|machine| machine.summary())
             .collect())
     }
 
@@ -260,8 +326,37 @@ impl Backend for FakeBackend {
                 state: Arc::clone(&self.0),
                 owner: false,
             })),
-            Some(_) | None => Err(BackendError::NotFound { id: id.clone() }),
+            Some(_) | None => Err(BackendError::NotFound {
+                id: id.clone(),
+                running: true,
+            }),
         }
+    }
+}
+
+impl FakeBackend {
+    /// Finds a bottle, running or not.
+    fn find(&self, id: &BottleId) -> Result<Arc<Machine>, BackendError> {
+        lock(&self.0.bottles)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| missing(id))
+    }
+
+    /// Finds a bottle that has ended.
+    fn ended(&self, id: &BottleId) -> Result<Arc<Machine>, BackendError> {
+        let machine = self.find(id)?;
+        if machine.runs() {
+            return Err(BackendError::Running { id: id.clone() });
+        }
+        Ok(machine)
+    }
+}
+
+fn missing(id: &BottleId) -> BackendError {
+    BackendError::NotFound {
+        id: id.clone(),
+        running: false,
     }
 }
 
@@ -273,27 +368,79 @@ fn image_command(spec: &Spec) -> Vec<String> {
 
 /// One bottle: what there is of it, and what happened in it.
 #[derive(Debug)]
-struct Machine {
+pub(super) struct Machine {
     id: BottleId,
     spec: Spec,
     things: Mutex<Vec<String>>,
-    events: Mutex<Vec<Event>>,
+    events: Arc<Mutex<Vec<Event>>>,
+    pub(super) log: Mutex<Vec<LogRecord>>,
     running: Mutex<Vec<FakeControl>>,
-    main: Mutex<Option<ExitStatus>>,
+    main: Mutex<Option<Main>>,
+    detached: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
 }
 
 impl Machine {
-    fn new(id: BottleId, spec: Spec) -> Self {
+    fn new(
+        id: BottleId,
+        spec: Spec,
+        events: Arc<Mutex<Vec<Event>>>,
+        log: Option<Vec<LogRecord>>,
+    ) -> Self {
         Self {
             id,
+            detached: AtomicBool::new(spec.detached),
             spec,
             things: Mutex::default(),
-            events: Mutex::default(),
+            events,
+            log: Mutex::new(log.unwrap_or_default()),
             running: Mutex::default(),
             main: Mutex::default(),
             ended: watch::Sender::new(None),
         }
+    }
+
+    fn summary(&self) -> Summary {
+        let spec = &self.spec;
+        let state = match &*self.ended.borrow() {
+            None => listing::State::Running,
+            Some(how) => listing::State::Ended {
+                how: words(how),
+                code: code(how),
+                at_ms: 0,
+            },
+        };
+        Summary {
+            id: self.id.clone(),
+            name: spec.name.clone(),
+            image: spec.image.to_string(),
+            command: image_command(spec),
+            labels: spec.labels.clone(),
+            created_ms: 0,
+            detached: spec.detached,
+            kept: spec.kept,
+            tty: spec.tty,
+            ports: spec.ports.clone(),
+            state,
+        }
+    }
+
+    /// Returns the main process, if it runs.
+    fn main(&self) -> Result<Main, BackendError> {
+        let main = lock(&self.main).clone();
+        main.filter(|main| self.runs() && main.control.status.borrow().is_none())
+            .ok_or_else(|| BackendError::NoMain {
+                id: self.id.clone(),
+            })
+    }
+
+    fn main_status(&self) -> Option<ExitStatus> {
+        let main = lock(&self.main);
+        main.as_ref().and_then(|main| *main.control.status.borrow())
+    }
+
+    pub(super) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Relaxed)
     }
 
     fn runs(&self) -> bool {
@@ -312,11 +459,7 @@ impl Machine {
 
     /// Ends the bottle once; whatever still runs in it is gone at once.
     fn end(&self, how: Ended) {
-        let words = match &how {
-            Ended::Goodbye(_) => "stopped".to_owned(),
-            Ended::Killed => "killed".to_owned(),
-            Ended::Crashed(why) => format!("crashed: {why}"),
-        };
+        let (how_in_words, code) = (words(&how), code(&how));
         let first = self.ended.send_if_modified(|ended| {
             let first = ended.is_none();
             if first {
@@ -325,8 +468,27 @@ impl Machine {
             first
         });
         if first {
-            self.record(Happening::End { how: words });
+            self.record(Happening::End {
+                how: how_in_words,
+                code,
+            });
         }
+    }
+}
+
+fn words(how: &Ended) -> String {
+    match how {
+        Ended::Goodbye(Some(status)) => status.to_string(),
+        Ended::Goodbye(None) => "stopped".to_owned(),
+        Ended::Killed => "killed".to_owned(),
+        Ended::Crashed(why) => format!("crashed: {why}"),
+    }
+}
+
+fn code(how: &Ended) -> Option<u8> {
+    match how {
+        Ended::Goodbye(status) => status.map(ExitStatus::code),
+        Ended::Killed | Ended::Crashed(_) => None,
     }
 }
 
@@ -337,19 +499,13 @@ struct FakeBottle {
     owner: bool,
 }
 
-impl FakeBottle {
-    fn forget(&self) {
-        lock(&self.state.bottles).remove(&self.machine.id);
-        let mut cleaned = lock(&self.state.cleaned);
-        cleaned.extend(lock(&self.machine.things).drain(..).rev());
-    }
-}
-
 impl Drop for FakeBottle {
     fn drop(&mut self) {
-        if self.owner {
+        if self.owner && !self.machine.is_detached() {
             self.machine.end(Ended::Killed);
-            self.forget();
+            if !self.machine.spec.kept {
+                self.state.forget(&self.machine);
+            }
         }
     }
 }
@@ -386,15 +542,16 @@ impl Bottle for FakeBottle {
             .collect();
         env.extend(command.env.iter().cloned());
 
-        let (stdin, program_stdin) = input(command.stdin);
-        let (stdout, program_stdout) = duplex(PIPE);
-        let (stderr, program_stderr) = duplex(PIPE);
         let control = FakeControl {
             signal: watch::Sender::new(None),
             status: watch::Sender::new(None),
             ended: machine.ended.clone(),
+            window: watch::Sender::new(command.tty),
         };
         lock(&machine.running).push(control.clone());
+        let (program_stdin, process_stdin) = input(command.stdin);
+        let (stdout, program_stdout) = duplex(PIPE);
+        let (stderr, program_stderr) = duplex(PIPE);
         let world = World {
             env: env.into_iter().collect(),
             user,
@@ -403,18 +560,72 @@ impl Bottle for FakeBottle {
             stdout: Box::new(program_stdout),
             stderr: Box::new(program_stderr),
         };
-        tokio::spawn(live(
-            program,
-            world,
-            control.clone(),
-            Arc::clone(machine),
-            command.main,
-        ));
-        Ok(Process {
-            stdin: stdin.map(|stdin| Box::new(stdin) as Box<dyn AsyncWrite + Send + Unpin>),
+        let mut process = Process {
+            stdin: process_stdin.map(|stdin| Box::new(stdin) as Box<dyn AsyncWrite + Send + Unpin>),
             stdout: Box::new(stdout),
             stderr: Box::new(stderr),
-            control: Box::new(control),
+            control: Box::new(control.clone()),
+        };
+        if command.main {
+            let main = Main::new(control.clone(), process.stdin.take());
+            *lock(&machine.main) = Some(main.clone());
+            for (from, stream) in [
+                (&mut process.stdout, LogStream::Out),
+                (&mut process.stderr, LogStream::Err),
+            ] {
+                let said = replace(from, Box::new(empty()));
+                tokio::spawn(main.clone().keep(said, stream, Arc::clone(machine)));
+            }
+            process = main.attach(!machine.is_detached());
+        }
+        if command.unheard {
+            let heard = (
+                replace(&mut process.stdout, Box::new(empty())),
+                replace(&mut process.stderr, Box::new(empty())),
+            );
+            process.stdin = None;
+            tokio::spawn(drain(heard));
+        }
+        let ends = command.main.then(|| Arc::clone(&self.state));
+        tokio::spawn(live(program, world, control, Arc::clone(machine), ends));
+        Ok(process)
+    }
+
+    async fn attach(&self, window: Option<Window>) -> Result<Process, BackendError> {
+        let main = self.machine.main()?;
+        if window.is_some() {
+            main.control.window.send_replace(window);
+        }
+        Ok(main.attach(false))
+    }
+
+    async fn kill(&self, signal: u8) -> Result<(), BackendError> {
+        let main = self.machine.main()?;
+        main.control.signal(i32::from(signal)).await
+    }
+
+    async fn release(&self) -> Result<(), BackendError> {
+        if !self.machine.runs() {
+            return Err(gone("detach from a bottle"));
+        }
+        self.machine.detached.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn inspect(&self) -> Result<Live, BackendError> {
+        if !self.machine.runs() {
+            return Err(gone("inspect a bottle"));
+        }
+        let main = lock(&self.machine.main).clone();
+        let all = lock(&self.machine.running).len();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Live {
+            pid: process::id(),
+            started_ms: 0,
+            kernel: String::new(),
+            main_started: main.is_some(),
+            attached: main.as_ref().map_or(0, Main::listeners),
+            execs: count(all - usize::from(main.is_some())),
         })
     }
 
@@ -443,8 +654,7 @@ impl Bottle for FakeBottle {
                 process.ended().await;
             }
         }
-        let main = *lock(&self.machine.main);
-        self.machine.end(Ended::Goodbye(main));
+        self.machine.end(Ended::Goodbye(self.machine.main_status()));
         Ok(())
     }
 
@@ -461,18 +671,19 @@ impl Bottle for FakeBottle {
 
     async fn remove(self: Box<Self>) -> Result<(), BackendError> {
         self.stop(Duration::ZERO).await?;
-        self.forget();
+        self.state.forget(&self.machine);
         Ok(())
     }
 }
 
-/// One process from its start to its end, by itself or by a signal.
+/// One process from its start to its end, by itself or by a signal; with it ends its bottle if it
+/// is the main process of a detached one.
 async fn live(
     program: Program,
     world: World,
     control: FakeControl,
     machine: Arc<Machine>,
-    main: bool,
+    ends: Option<Arc<State>>,
 ) {
     let mut signals = control.signal.subscribe();
     let ignored = program.ignored_signals();
@@ -491,10 +702,13 @@ async fn live(
     };
     match outcome {
         Outcome::Ended(status) => {
-            if main {
-                *lock(&machine.main) = Some(status);
-            }
             control.status.send_replace(Some(status));
+            if let Some(state) = ends.filter(|_| machine.is_detached()) {
+                machine.end(Ended::Goodbye(Some(status)));
+                if !machine.spec.kept {
+                    state.forget(&machine);
+                }
+            }
         }
         Outcome::Crashed => machine.end(Ended::Crashed("kernel panic \u{1b}[2J".to_owned())),
     }
@@ -502,10 +716,11 @@ async fn live(
 
 /// A process's signals and status.
 #[derive(Clone, Debug)]
-struct FakeControl {
+pub(super) struct FakeControl {
     signal: watch::Sender<Option<i32>>,
-    status: watch::Sender<Option<ExitStatus>>,
+    pub(super) status: watch::Sender<Option<ExitStatus>>,
     ended: watch::Sender<Option<Ended>>,
+    window: watch::Sender<Option<Window>>,
 }
 
 impl FakeControl {
@@ -531,18 +746,35 @@ impl ProcessControl for FakeControl {
         Ok(())
     }
 
+    async fn resize(&self, window: Window) -> Result<(), BackendError> {
+        self.window
+            .send_if_modified(|known| known.replace(window).is_some());
+        Ok(())
+    }
+
     async fn wait(&self) -> Result<ExitStatus, BackendError> {
         self.ended().await.ok_or_else(|| gone("wait for a process"))
     }
 }
 
-/// Our end of a standard input, if there is to be one, and the program's end.
-fn input(wanted: bool) -> (Option<DuplexStream>, Box<dyn AsyncRead + Send + Unpin>) {
+/// Throws away what a process says.
+async fn drain(
+    (mut out, mut err): (
+        Box<dyn AsyncRead + Send + Unpin>,
+        Box<dyn AsyncRead + Send + Unpin>,
+    ),
+) {
+    let (mut nowhere, mut at_all) = (sink(), sink());
+    let _ = tokio::join!(copy(&mut out, &mut nowhere), copy(&mut err, &mut at_all));
+}
+
+/// The program's end of a standard input, and ours if there is to be one.
+fn input(wanted: bool) -> (Box<dyn AsyncRead + Send + Unpin>, Option<DuplexStream>) {
     if wanted {
         let (ours, theirs) = duplex(PIPE);
-        (Some(ours), Box::new(theirs))
+        (Box::new(theirs), Some(ours))
     } else {
-        (None, Box::new(empty()))
+        (Box::new(empty()), None)
     }
 }
 

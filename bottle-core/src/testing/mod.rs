@@ -5,6 +5,7 @@
 
 pub mod contract;
 mod fake;
+mod fake_main;
 mod images;
 pub(crate) mod program;
 #[cfg(test)]

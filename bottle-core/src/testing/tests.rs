@@ -9,9 +9,10 @@ use tokio::time::timeout;
 
 use super::FakeBackend;
 use super::contract::{self, Subject};
-use crate::backend::{Backend, BackendError, Bottle, Capabilities, Plan, Summary};
-use crate::event::Happening;
+use crate::backend::{Backend, BackendError, Bottle, Capabilities, LookUp, Plan, Summary};
+use crate::event::{Event, Happening};
 use crate::id::BottleId;
+use crate::log::{LogChunk, LogPosition};
 use crate::reporter::{Reporter, Silent, Stage};
 use crate::spec::Spec;
 use crate::units::Vcpus;
@@ -68,6 +69,22 @@ impl Backend for Sloppy {
         self.0.start(plan, reporter).await
     }
 
+    fn plan_again(&self, id: &BottleId, look_up: &LookUp<'_>) -> Result<Plan, BackendError> {
+        self.0.plan_again(id, look_up)
+    }
+
+    async fn events(&self, id: &BottleId, from: u64) -> Result<Vec<Event>, BackendError> {
+        self.0.events(id, from).await
+    }
+
+    async fn log(&self, id: &BottleId, from: LogPosition) -> Result<LogChunk, BackendError> {
+        self.0.log(id, from).await
+    }
+
+    async fn remove(&self, id: &BottleId) -> Result<(), BackendError> {
+        self.0.remove(id).await
+    }
+
     async fn list(&self) -> Result<Vec<Summary>, BackendError> {
         Ok(Vec::new())
     }
@@ -96,6 +113,8 @@ async fn the_contract_notices_a_backend_that_breaks_it() {
             "what_the_backend_lacks_is_refused_when_it_is_planned",
             "a_bottle_is_listed_and_opened_while_it_runs_and_leaves_nothing_when_removed",
             "dropping_the_handle_that_started_a_bottle_ends_it",
+            "a_detached_bottle_goes_on_without_its_handle_and_ends_with_its_main_process",
+            "a_bottle_that_is_kept_starts_again_until_it_is_removed",
         ],
         "{broken}"
     );
@@ -149,7 +168,7 @@ async fn a_name_that_is_taken_is_refused_and_the_other_bottle_lives() {
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "cannot start bottle `web`");
-    assert!(fake.list().await.unwrap()[0].running);
+    assert!(fake.list().await.unwrap()[0].runs());
     first.remove().await.unwrap();
 }
 

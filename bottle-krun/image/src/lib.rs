@@ -43,6 +43,7 @@ use std::time::SystemTime;
 
 use bottle_core::image::ImageSource;
 use bottle_core::images::{ImageRecord, PullReporter};
+use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::layer::LayerBlob;
@@ -70,7 +71,7 @@ pub struct ImageRef {
 }
 
 /// What an image says about running it (OCI image-spec, config.md).
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
     /// `Entrypoint`.
     pub entrypoint: Vec<String>,

@@ -34,7 +34,7 @@ use super::console::Console;
 use super::guest_link::{ControlSocket, GuestLink};
 use super::room::Room;
 use super::running::Running;
-use crate::bottle::describe;
+use crate::bottle::the_end;
 use crate::error::chain_of;
 use crate::random;
 use crate::record::Record;
@@ -62,6 +62,7 @@ pub(super) async fn run(
         state: launch.state_dir.clone(),
         runtime: launch.runtime_dir.clone(),
     };
+    let kept = launch.kept;
     let mut stages = Stages {
         reports,
         record: None,
@@ -77,7 +78,8 @@ pub(super) async fn run(
         }
     };
     let remove = || {
-        if let Err(error) = dirs.remove() {
+        let removed = if kept { dirs.close() } else { dirs.remove() };
+        if let Err(error) = removed {
             tracing::error!(%error, "cannot remove the bottle");
         }
     };
@@ -85,9 +87,7 @@ pub(super) async fn run(
         Ok((running, listener)) => {
             let record = Arc::clone(&running.record);
             let farewell = |ended: &Ended| {
-                record.record(Happening::End {
-                    how: describe(ended),
-                });
+                record.record(the_end(ended));
                 remove();
             };
             if stages.report(&LaunchReport::Ready).await.is_err() {
@@ -114,6 +114,7 @@ pub(super) async fn run(
                 });
                 record.record(Happening::End {
                     how: "did not start".to_owned(),
+                    code: None,
                 });
             }
             remove();
@@ -233,6 +234,10 @@ async fn start(
         cwd,
         default_argv,
         stop_signal,
+        detached,
+        kept: _,
+        timeout_ms,
+        ports: _,
     } = launch;
 
     stages.begin(Stage::Jail).await;
@@ -369,6 +374,9 @@ async fn start(
             room,
             disk,
             default_argv,
+            state_dir: dirs.state.clone(),
+            detached,
+            limit: timeout_ms.map(Duration::from_millis),
         },
         listener,
     ))

@@ -4,21 +4,24 @@
 //! descriptors at birth: 0 the client's socket, 1 the bottle's lock, 2 its log
 //!
 //! first client ── Launch ──► launch::start ──► Running ──► serve until one of
-//!                                │                           · the first client goes   (Killed)
-//!                                └─ failed: undone           · a Stop request          (Goodbye)
+//!                                │                           · its owner goes, if it has one (Killed)
+//!                                └─ failed: undone           · a Stop request, its time limit, the
+//!                                                              end of a detached main process (Goodbye)
 //!                                                            · the VM ends by itself   (Crashed)
 //!                                                            · the guest breaks the protocol
 //! ```
 //!
-//! It leaves nothing behind but the record. If it is killed, the warden kills the VM, and its
+//! It leaves nothing behind but the record, and what a bottle that is kept needs to start again. If it is killed, the warden kills the VM, and its
 //! client (or the next start) removes the files.
 
 mod clients;
 mod console;
 mod guest_link;
 mod launch;
+mod main_process;
 pub(crate) mod room;
 mod running;
+mod screen;
 
 use std::env;
 use std::fs::File;
@@ -26,7 +29,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
-use bottle_wire::client::{Launch, Open};
+use bottle_wire::client::{Launch, Open, greet};
 use bottle_wire::mux::{self, MuxStream, Side};
 use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
 use tokio::net::UnixStream;
@@ -83,7 +86,8 @@ fn take_descriptors() -> io::Result<(StdUnixStream, OwnedFd)> {
 ///
 /// `lock` is held until this returns: it is what makes the bottle alive for others.
 async fn serve(client: StdUnixStream, lock: OwnedFd) -> io::Result<()> {
-    let client = UnixStream::from_std(client)?;
+    let mut client = UnixStream::from_std(client)?;
+    greet(&mut client).await.map_err(io::Error::other)?;
     let (_opener, mut incoming, driver) = mux::start::<_, (), Open>(client, Side::Listener);
     let client_gone = tokio::spawn(driver);
     let Some((launch, reports)) = first(incoming.accept().await) else {

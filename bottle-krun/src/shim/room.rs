@@ -83,7 +83,7 @@ impl Room {
     ) -> Infallible {
         loop {
             sleep(PERIOD).await;
-            let frozen = matches!(*condition.borrow(), Condition::Frozen(_));
+            let frozen = matches!(*condition.borrow(), Condition::Frozen { .. });
             // A little more than what was lacking, or the next write would freeze it again.
             let wanted = if frozen { self.kept / 2 * 3 } else { self.kept };
             // A file system that can't be asked any more will show in the writes.
@@ -96,7 +96,7 @@ impl Room {
             let next = if lacks {
                 let why = self.words();
                 record.record(Happening::Frozen { why: why.clone() });
-                Condition::Frozen(why)
+                Condition::Frozen { why }
             } else {
                 record.record(Happening::Thawed {});
                 Condition::Running

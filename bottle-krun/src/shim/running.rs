@@ -2,27 +2,29 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bottle_core::backend::{Ended, ExitStatus};
-use bottle_core::event::{EventSink, Happening};
+use bottle_core::event::{EventSink, Happening, unix_ms};
 use bottle_core::policy::Reason;
 use bottle_core::text::Escaped;
 use bottle_egress::Egress;
-use bottle_wire::client::{Condition, Open};
+use bottle_wire::client::{Condition, Open, greet};
 use bottle_wire::guest::{FromGuest, ToHost};
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxError, MuxStream, Side};
 use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::clients::{self, Pending, Shared};
 use super::console::Console;
@@ -31,10 +33,15 @@ use super::room::Room;
 use crate::error::last_lines;
 use crate::random;
 use crate::record::Record;
+use crate::stored::millis;
 use crate::vmm::launch::{Brake, Vm, VmEnd};
 
 /// How much longer than its grace the guest may take to say goodbye.
 const GOODBYE_MARGIN: Duration = Duration::from_secs(5);
+/// How long a client may take for its first words.
+const GREETING: Duration = Duration::from_secs(10);
+/// The grace of a bottle whose time is over, as docker has it.
+const AFTER_LIMIT: Duration = Duration::from_secs(10);
 /// How long clients have to take note of the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How many different UDP destinations are recorded.
@@ -54,6 +61,11 @@ pub(super) struct Running {
     /// Locked as long as the bottle runs, so that nobody removes its image.
     pub(super) disk: File,
     pub(super) default_argv: Vec<String>,
+    pub(super) state_dir: PathBuf,
+    /// Whether the bottle goes on without the client that launched it.
+    pub(super) detached: bool,
+    /// How long it may run.
+    pub(super) limit: Option<Duration>,
 }
 
 impl Running {
@@ -78,31 +90,45 @@ impl Running {
             room,
             disk: _disk,
             default_argv,
+            state_dir,
+            detached,
+            limit,
         } = self;
         let GuestLink {
             opener,
             incoming,
             mut control,
             driver,
-            kernel: _,
+            kernel,
         } = link;
         let (ended_send, ended) = watch::channel(None);
         let (condition_send, condition) = watch::channel(Condition::Running);
         let (stop, mut stops) = mpsc::channel(1);
-        let (main, main_status) = watch::channel(None);
-        let numbers = AtomicU32::new(0);
+        let (main_ended, main_status) = watch::channel(None);
+        let (detached, is_detached) = watch::channel(detached);
         let shared = Arc::new(Shared {
             guest: opener,
             default_argv,
-            numbers,
-            main,
+            state_dir,
+            kernel,
+            started_ms: unix_ms(SystemTime::now()),
+            numbers: AtomicU32::new(0),
+            execs: AtomicU32::new(0),
+            main: Mutex::default(),
+            main_ended,
+            detached,
             stop,
             condition: condition.clone(),
             ended,
         });
         let (pending, mut all_told) = mpsc::channel(1);
         let guest = tokio::spawn(serve_guest(incoming, egress, Arc::clone(&record)));
-        let owner = tokio::spawn(clients::serve(Arc::clone(&shared), owner, pending.clone()));
+        let owner = tokio::spawn(clients::serve(
+            Arc::clone(&shared),
+            owner,
+            true,
+            pending.clone(),
+        ));
         let others = tokio::spawn(serve_others(listener, shared, pending));
         let tripwire = tokio::spawn(tripwire.watch(Arc::clone(&record)));
         let room = room.map(|(room, brake)| {
@@ -112,7 +138,11 @@ impl Running {
         let said = async { message::read::<_, ToHost>(&mut control).await };
         let why = tokio::select! {
             grace = stops.recv() => Why::Stop(grace.unwrap_or_default()),
-            _ = owner_gone => Why::OwnerGone,
+            () = owner_goes(owner_gone, is_detached) => Why::OwnerGone,
+            limit = over(limit) => {
+                record.record(Happening::TimedOut { limit_ms: millis(limit) });
+                Why::Stop(AFTER_LIMIT)
+            }
             end = vm.wait() => Why::VmEnded(end),
             over = driver => Why::LinkOver(over.unwrap_or(Ok(()))),
             said = said => Why::GuestSaid(said),
@@ -123,7 +153,7 @@ impl Running {
             room.abort();
         }
         // A frozen guest can say nothing.
-        let frozen = matches!(*condition.borrow(), Condition::Frozen(_));
+        let frozen = matches!(*condition.borrow(), Condition::Frozen { .. });
         let ended = if let Why::Stop(grace) = why
             && !frozen
             && shut_down(&mut control, grace, GOODBYE_MARGIN).await
@@ -141,6 +171,25 @@ impl Running {
         // Each client that waits answers for itself; none may hold up the end for long.
         let _ = timeout(FAREWELL, async { while all_told.recv().await.is_some() {} }).await;
         owner.abort();
+    }
+}
+
+/// Waits until the client that launched the bottle has gone, and it is not to go on without it.
+async fn owner_goes(gone: JoinHandle<Result<(), MuxError>>, detached: watch::Receiver<bool>) {
+    let _ = gone.await;
+    if *detached.borrow() {
+        pending::<()>().await;
+    }
+}
+
+/// Waits until the bottle's time is over.
+async fn over(limit: Option<Duration>) -> Duration {
+    match limit {
+        Some(limit) => {
+            sleep(limit).await;
+            limit
+        }
+        None => pending().await,
     }
 }
 
@@ -213,14 +262,21 @@ async fn serve_others(listener: UnixListener, shared: Arc<Shared>, pending: Pend
         if !ours {
             continue;
         }
-        let (_, incoming, driver) = mux::start::<_, (), Open>(socket, Side::Listener);
-        tokio::spawn(driver);
-        tokio::spawn(clients::serve(
-            Arc::clone(&shared),
-            incoming,
-            pending.clone(),
-        ));
+        let (shared, pending) = (Arc::clone(&shared), pending.clone());
+        tokio::spawn(serve_other(socket, shared, pending));
     }
+}
+
+/// Greets a client that did not start the bottle, and serves it.
+async fn serve_other(mut socket: UnixStream, shared: Arc<Shared>, pending: Pending) {
+    match timeout(GREETING, greet(&mut socket)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return tracing::warn!(%error, "a client is not understood"),
+        Err(_) => return tracing::warn!("a client did not greet in time"),
+    }
+    let (_, incoming, driver) = mux::start::<_, (), Open>(socket, Side::Listener);
+    tokio::spawn(driver);
+    clients::serve(shared, incoming, false, pending).await;
 }
 
 /// Serves the streams that init opens.

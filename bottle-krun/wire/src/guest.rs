@@ -249,5 +249,5 @@ as_postcard!(
     ToInit,
     ToHost,
     ExecReport,
-    SignalRequest,
+    ProcessRequest,
 );

@@ -8,6 +8,7 @@
 //! A case is an async function whose name is the sentence it proves; it returns what it saw instead.
 //! The image needs `sh`, `cat`, `echo`, `env`, `true` and `sleep`, and a readable `/etc/passwd`.
 
+mod detached;
 mod life;
 mod process;
 
@@ -23,6 +24,7 @@ use thiserror::Error as ThisError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+pub use self::detached::*;
 pub use self::life::*;
 pub use self::process::*;
 use crate::backend::{Backend, BackendError, Bottle, Command, ExitStatus, Process};
@@ -61,7 +63,7 @@ impl Subject {
     /// Says whether the list shows this bottle as one that runs.
     async fn runs(&self, id: &BottleId) -> Result<bool, Seen> {
         let list = self.backend.list().await?;
-        Ok(list.iter().any(|it| it.id == *id && it.running))
+        Ok(list.iter().any(|it| it.id == *id && it.runs()))
     }
 }
 
@@ -160,6 +162,8 @@ pub async fn lives(subject: &Subject) -> Result<(), Broken> {
         stopping_twice_is_stopping_once_and_waiting_says_how_it_ended,
         a_workload_that_ignores_the_first_signal_is_killed_after_the_grace,
         dropping_the_handle_that_started_a_bottle_ends_it,
+        a_detached_bottle_goes_on_without_its_handle_and_ends_with_its_main_process,
+        a_bottle_that_is_kept_starts_again_until_it_is_removed,
     => subject];
     all(cases, subject.patience).await
 }

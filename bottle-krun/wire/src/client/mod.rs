@@ -10,7 +10,7 @@
 //!        ── open Watch ──►     ◄ Condition…
 //!        ── open Inspect ──►   ◄ Inspection
 //!        ── open Stop ──►      ◄ Done                 when the bottle has ended
-//!        ── open Kill ──►      ◄ Done
+//!        ── open Kill, open Release ──►   ◄ Done
 //!        ── open Stdio × 0..3, open Exec ──►     ◄ ExecReport…, ProcessRequest… ►
 //!        ── open Stdio × 0..3, open Attach ──►   ◄ ExecReport…, ProcessRequest… ►
 //! ```
@@ -46,7 +46,9 @@ pub enum Open {
         /// Milliseconds between the stop signal and SIGKILL.
         grace_ms: u64,
     },
-    /// Send a signal to the main process.
+    /// Let the bottle go on when the client that launched it has gone.
+    Release,
+    /// Send a signal to the main process; reset if there is none, or none any more.
     Kill {
         /// The Linux signal number.
         signal: u8,
