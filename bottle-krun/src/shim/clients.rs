@@ -221,6 +221,10 @@ fn translate(report: guest::ExecReport, program: &str) -> ExecReport {
             ExecReport::NotExecutable { program, why }
         }
         guest::ExecReport::Failed(SpawnFailure::Setup(why)) => ExecReport::Setup { program, why },
+        guest::ExecReport::Failed(SpawnFailure::TooMany { limit }) => {
+            let why = format!("{limit} processes are served in this bottle, which is the limit");
+            ExecReport::Setup { program, why }
+        }
         guest::ExecReport::Exited { code } => ExecReport::Exited { code },
         guest::ExecReport::Signaled { signal } => ExecReport::Signaled { signal },
     }

@@ -30,6 +30,10 @@ pub const EPHEMERAL_FILE: &str = "/bottle.ephemeral";
 /// Directories that the virtual root must have: init mounts on them.
 pub const ROOT_DIRS: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
+/// Processes that init serves at once: started by the host, and running or with output to come.
+/// With their streams they leave room for others in [`mux::MAX_STREAMS`](crate::mux::MAX_STREAMS).
+pub const MAX_PROCESSES: u32 = 100;
+
 /// Serials of the disks, as `/sys/block/vd*/serial` shows them.
 pub mod disk {
     /// The read-only EROFS image.
@@ -222,6 +226,11 @@ pub enum SpawnFailure {
     NotExecutable(String),
     /// User, directory or limits are impossible.
     Setup(String),
+    /// As many processes as init serves at once are being served.
+    TooMany {
+        /// How many.
+        limit: u32,
+    },
 }
 
 /// What the host asks of a process that runs.

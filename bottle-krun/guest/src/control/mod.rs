@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bottle_wire::guest::{
-    FromGuest, FromHost, GuestHello, HostHello, PORT, Provision, SpawnFailure, ToHost, ToInit,
-    VERSION,
+    FromGuest, FromHost, GuestHello, HostHello, MAX_PROCESSES, PORT, Provision, SpawnFailure,
+    ToHost, ToInit, VERSION,
 };
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
@@ -55,7 +55,7 @@ struct Init {
     stopping: Cell<bool>,
     /// Streams that wait for their process.
     stdio: RefCell<HashMap<u32, Stdio>>,
-    running: Cell<usize>,
+    running: Cell<u32>,
     quiet: Notify,
 }
 
@@ -152,15 +152,10 @@ async fn accept(
                     .borrow_mut()
                     .remove(&exec.exec)
                     .unwrap_or_default();
-                let init = Rc::clone(&init);
+                let served = Served::new(&init);
                 spawn_local(async move {
-                    init.running.set(init.running.get() + 1);
-                    let habitat = init
-                        .habitat()
-                        .map_err(|why| SpawnFailure::Setup(why.to_owned()));
-                    exec::run(habitat, &init.reaper, exec, stdio, stream).await;
-                    init.running.set(init.running.get() - 1);
-                    init.quiet.notify_waiters();
+                    let init = &served.0;
+                    exec::run(init.room(), &init.reaper, exec, stdio, stream).await;
                 });
             }
         }
@@ -190,7 +185,35 @@ async fn control(init: &Init, mut stream: MuxStream) -> Result<Infallible, InitE
     }
 }
 
+/// One of those whose last words are waited for at the end.
+struct Served(Rc<Init>);
+
+impl Served {
+    fn new(init: &Rc<Init>) -> Self {
+        init.running.set(init.running.get() + 1);
+        Self(Rc::clone(init))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.quiet.notify_waiters();
+    }
+}
+
 impl Init {
+    /// Where one more process can live; it counts already.
+    fn room(&self) -> Result<&Habitat, SpawnFailure> {
+        if self.running.get() > MAX_PROCESSES {
+            return Err(SpawnFailure::TooMany {
+                limit: MAX_PROCESSES,
+            });
+        }
+        self.habitat()
+            .map_err(|why| SpawnFailure::Setup(why.to_owned()))
+    }
+
     fn habitat(&self) -> Result<&Habitat, &'static str> {
         if self.stopping.get() {
             return Err("the bottle is stopping");
