@@ -10,6 +10,7 @@
 //!
 //! shim  ── open Control ──►         Provision ►, ◄ Provisioned, then Shutdown ►, ◄ Goodbye
 //!       ── open Stdio × 0..3, open Exec ──►   ◄ ExecReport…, ProcessRequest… ►
+//!       ── open Dial ──►              ◄ DialReport, then bytes both ways
 //!       ◄── open Dns, open Flow ──
 //! ```
 
@@ -88,6 +89,23 @@ pub enum FromHost {
     },
     /// Starts a process. Carries [`ExecReport`]s to the host and [`ProcessRequest`]s to the guest.
     Exec(Exec),
+    /// Connects to a server of the workload. Init answers with a [`DialReport`]; then follow the
+    /// connection's bytes, with half-close, reset and backpressure.
+    Dial {
+        /// The TCP port on the workload's loopback, IPv4 first: a server on all addresses is
+        /// reached, too.
+        port: u16,
+    },
+}
+
+/// First message of init on a stream of [`FromHost::Dial`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum DialReport {
+    /// The bytes follow.
+    Connected,
+    /// Nobody serves the port, or why else there is no connection; the stream ends.
+    Refused(String),
 }
 
 /// First message of a stream that init opens.

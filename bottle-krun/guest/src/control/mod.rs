@@ -29,6 +29,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{InitError, chain, failed};
 use crate::exec::{self, Stdio};
 use crate::net::Network;
+use crate::net::dial::{dial, refuse};
 use crate::provision::{self, Defaults};
 use crate::reap::Reaper;
 use crate::shutdown;
@@ -158,6 +159,14 @@ async fn accept(
                     exec::run(init.room(), &init.reaper, exec, stdio, stream).await;
                 });
             }
+            FromHost::Dial { port } => match init.habitat() {
+                Ok(habitat) => drop(spawn_local(dial(
+                    habitat.namespace.try_clone(),
+                    port,
+                    stream,
+                ))),
+                Err(why) => drop(spawn_local(refuse(stream, why.to_owned()))),
+            },
         }
     }
 }
