@@ -11,11 +11,13 @@
 //! process that embeds it. A fatal error is one line on the console and the end of the VM.
 
 mod boot;
+mod carry;
 mod control;
 mod descriptor;
 mod disks;
 mod error;
 mod exec;
+mod files;
 mod net;
 mod provision;
 mod reap;

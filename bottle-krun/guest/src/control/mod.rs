@@ -10,6 +10,7 @@ use std::fs::File;
 use std::future::pending;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bottle_wire::guest::{
@@ -20,7 +21,7 @@ use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use nix::sys::utsname::uname;
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
@@ -28,6 +29,7 @@ use crate::boot::Booted;
 use crate::descriptor::Descriptor;
 use crate::error::{InitError, chain, failed};
 use crate::exec::{self, Stdio};
+use crate::files::{self, Copying};
 use crate::net::Network;
 use crate::net::dial::{dial, refuse};
 use crate::provision::{self, Defaults};
@@ -37,6 +39,9 @@ use crate::vsock;
 
 /// How long the last output of ended processes may take to reach the host.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Copies of files at once; each has a thread.
+const MAX_COPIES: usize = 16;
 
 /// Where processes live, once it is provisioned.
 #[derive(Debug)]
@@ -56,6 +61,7 @@ struct Init {
     stopping: Cell<bool>,
     /// Streams that wait for their process.
     stdio: RefCell<HashMap<u32, Stdio>>,
+    copies: Arc<Semaphore>,
     running: Cell<u32>,
     quiet: Notify,
 }
@@ -87,6 +93,7 @@ async fn converse(
         habitat: OnceCell::new(),
         stopping: Cell::new(false),
         stdio: RefCell::default(),
+        copies: Arc::new(Semaphore::new(MAX_COPIES)),
         running: Cell::new(0),
         quiet: Notify::new(),
     });
@@ -148,15 +155,26 @@ async fn accept(
                 }
             }
             FromHost::Exec(exec) => {
-                let stdio = init
-                    .stdio
-                    .borrow_mut()
-                    .remove(&exec.exec)
-                    .unwrap_or_default();
+                let stdio = init.take_stdio(exec.exec);
                 let served = Served::new(&init);
                 spawn_local(async move {
                     let init = &served.0;
                     exec::run(init.room(), &init.reaper, exec, stdio, stream).await;
+                });
+            }
+            FromHost::CopyOut(request) => {
+                let stdio = init.take_stdio(request.exec);
+                let served = Served::new(&init);
+                spawn_local(async move {
+                    let _ =
+                        files::copy_out(served.0.copying(), request, stdio.stdout, stream).await;
+                });
+            }
+            FromHost::CopyIn(request) => {
+                let stdio = init.take_stdio(request.exec);
+                let served = Served::new(&init);
+                spawn_local(async move {
+                    let _ = files::copy_in(served.0.copying(), request, stdio.stdin, stream).await;
                 });
             }
             FromHost::Dial { port } => match init.habitat() {
@@ -212,6 +230,19 @@ impl Drop for Served {
 }
 
 impl Init {
+    fn take_stdio(&self, exec: u32) -> Stdio {
+        self.stdio.borrow_mut().remove(&exec).unwrap_or_default()
+    }
+
+    /// A place for one more copy.
+    fn copying(&self) -> Result<(Copying, &Habitat), &'static str> {
+        let habitat = self.habitat()?;
+        let copying = Arc::clone(&self.copies)
+            .try_acquire_owned()
+            .map_err(|_| "too many copies are under way")?;
+        Ok((copying, habitat))
+    }
+
     /// Where one more process can live; it counts already.
     fn room(&self) -> Result<&Habitat, SpawnFailure> {
         if self.running.get() > MAX_PROCESSES {

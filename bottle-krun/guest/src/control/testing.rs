@@ -4,7 +4,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bottle_wire::guest::{Exec, ExecReport, FromGuest, FromHost};
@@ -13,11 +13,11 @@ use bottle_wire::mux::{self, MuxStream, Opener, Side};
 use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
-use super::{Habitat, Init, accept};
+use super::{Habitat, Init, MAX_COPIES, accept};
 use crate::provision::Defaults;
 use crate::reap::Reaper;
 
@@ -81,6 +81,7 @@ pub(crate) fn with_init_in<F: Future<Output = ()>>(
             habitat: OnceCell::from(habitat(namespace)),
             stopping: Cell::new(false),
             stdio: RefCell::default(),
+            copies: Arc::new(Semaphore::new(MAX_COPIES)),
             running: Cell::new(0),
             quiet: Notify::new(),
         };
