@@ -19,6 +19,7 @@ mod error;
 mod exec;
 mod files;
 mod net;
+mod out_of_memory;
 mod provision;
 mod reap;
 mod shutdown;

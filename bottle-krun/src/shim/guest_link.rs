@@ -153,7 +153,7 @@ impl GuestLink {
         match message::read(&mut self.control).await.map_err(io)? {
             Some(ToHost::Provisioned(Ok(()))) => Ok(()),
             Some(ToHost::Provisioned(Err(why))) => Err(LinkError::Provision { why }),
-            Some(ToHost::Goodbye) | None => Err(LinkError::Silent),
+            Some(ToHost::OutOfMemory { .. } | ToHost::Goodbye) | None => Err(LinkError::Silent),
         }
     }
 }
@@ -163,10 +163,26 @@ pub(super) async fn shut_down(control: &mut MuxStream, grace: Duration, margin: 
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     let asking = async {
         message::write(control, &ToInit::Shutdown { grace_ms }).await?;
-        message::read::<_, ToHost>(control).await
+        next_word(control).await
     };
     let answer = timeout(grace.saturating_add(margin), asking).await;
     matches!(answer, Ok(Ok(Some(ToHost::Goodbye))))
+}
+
+/// Reads what init says next, but for processes that were killed for want of memory.
+///
+/// # Errors
+///
+/// What the stream says.
+pub(super) async fn next_word(control: &mut MuxStream) -> io::Result<Option<ToHost>> {
+    loop {
+        match message::read(control).await? {
+            Some(ToHost::OutOfMemory { pid, name }) => {
+                tracing::warn!(pid, name = %Escaped(&name), "the guest had no memory left");
+            }
+            other => return Ok(other),
+        }
+    }
 }
 
 /// Why init and the shim did not come together.

@@ -15,7 +15,6 @@ use bottle_core::text::Escaped;
 use bottle_egress::Egress;
 use bottle_wire::client::{Condition, Open};
 use bottle_wire::guest::{FromGuest, ToHost};
-use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxError, MuxStream, Side};
 use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +25,7 @@ use tokio::time::timeout;
 
 use super::clients::{self, Pending, Shared};
 use super::console::Console;
-use super::guest_link::{ControlSocket, GuestLink, shut_down};
+use super::guest_link::{ControlSocket, GuestLink, next_word, shut_down};
 use super::room::Room;
 use crate::error::last_lines;
 use crate::random;
@@ -109,7 +108,7 @@ impl Running {
             tokio::spawn(room.watch(brake, condition_send, Arc::clone(&record)))
         });
 
-        let said = async { message::read::<_, ToHost>(&mut control).await };
+        let said = next_word(&mut control);
         let why = tokio::select! {
             grace = stops.recv() => Why::Stop(grace.unwrap_or_default()),
             _ = owner_gone => Why::OwnerGone,

@@ -242,6 +242,11 @@ pub enum ToInit {
         /// Milliseconds between the two signals.
         grace_ms: u64,
     },
+    /// What time it is, after the host's clock was set or the host slept. Not answered.
+    Time {
+        /// Host time, nanoseconds since the Unix epoch.
+        unix_ns: u64,
+    },
 }
 
 /// Init to host on the control stream.
@@ -250,6 +255,13 @@ pub enum ToInit {
 pub enum ToHost {
     /// The answer to [`ToInit::Provision`]: done, or what could not be done.
     Provisioned(Result<(), String>),
+    /// The kernel killed a process for want of memory; at any time after [`ToHost::Provisioned`].
+    OutOfMemory {
+        /// The process's id: that of [`ExecReport::Started`], or of a descendant.
+        pid: u32,
+        /// What it called itself, control characters escaped by the guest's kernel.
+        name: String,
+    },
     /// The last message: processes have ended, disks are synced and read-only. The host may kill
     /// the VM.
     Goodbye,

@@ -20,6 +20,7 @@ use bottle_wire::guest::{
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use nix::sys::utsname::uname;
+use tokio::io::{ReadHalf, WriteHalf, split};
 use tokio::runtime::Builder;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
@@ -32,6 +33,7 @@ use crate::exec::{self, Stdio};
 use crate::files::{self, Copying};
 use crate::net::Network;
 use crate::net::dial::{dial, refuse};
+use crate::out_of_memory;
 use crate::provision::{self, Defaults};
 use crate::reap::Reaper;
 use crate::shutdown;
@@ -190,26 +192,53 @@ async fn accept(
 }
 
 /// Serves the control stream. After the goodbye nothing happens any more.
-async fn control(init: &Init, mut stream: MuxStream) -> Result<Infallible, InitError> {
-    let named = || failed("talk with", "the host");
+async fn control(init: &Init, stream: MuxStream) -> Result<Infallible, InitError> {
+    let (requests, answers) = split(stream);
+    let (say, words) = mpsc::unbounded_channel();
+    tokio::select! {
+        over = listen(init, requests, say) => over,
+        over = speak(answers, words) => over,
+    }
+}
+
+async fn listen(
+    init: &Init,
+    mut requests: ReadHalf<MuxStream>,
+    say: mpsc::UnboundedSender<ToHost>,
+) -> Result<Infallible, InitError> {
+    let named = || failed("listen to", "the host");
     loop {
-        match message::read(&mut stream).await.map_err(named())? {
+        match message::read(&mut requests).await.map_err(named())? {
             Some(ToInit::Provision(provision)) => {
-                let done = init.provision(&provision).map_err(|error| chain(&error));
-                message::write(&mut stream, &ToHost::Provisioned(done))
-                    .await
-                    .map_err(named())?;
+                let done = init.provision(&provision);
+                let _ = say.send(ToHost::Provisioned(done.map_err(|error| chain(&error))));
+                // A kernel without a log leaves nothing to be told.
+                let _ = out_of_memory::watch(say.clone());
             }
+            // A clock that stays wrong is no reason to end a bottle that runs.
+            Some(ToInit::Time { unix_ns }) => drop(provision::clock::set(unix_ns)),
             Some(ToInit::Shutdown { grace_ms }) => {
                 init.shut_down(Duration::from_millis(grace_ms)).await;
-                message::write(&mut stream, &ToHost::Goodbye)
-                    .await
-                    .map_err(named())?;
+                let _ = say.send(ToHost::Goodbye);
                 return pending().await;
             }
             None => return Err(InitError::HostGone),
         }
     }
+}
+
+async fn speak(
+    mut answers: WriteHalf<MuxStream>,
+    mut words: mpsc::UnboundedReceiver<ToHost>,
+) -> Result<Infallible, InitError> {
+    let named = || failed("talk to", "the host");
+    while let Some(word) = words.recv().await {
+        message::write(&mut answers, &word).await.map_err(named())?;
+        if word == ToHost::Goodbye {
+            break;
+        }
+    }
+    pending().await
 }
 
 /// One of those whose last words are waited for at the end.
