@@ -111,6 +111,13 @@ pub enum Happening {
     },
     /// A frozen bottle goes on.
     Thawed {},
+    /// The guest's kernel killed a process for want of memory.
+    OutOfMemory {
+        /// Its process id in the guest.
+        pid: u32,
+        /// What it called itself.
+        name: String,
+    },
     /// The bottle ran as long as it may, and is stopped.
     TimedOut {
         /// How long, in milliseconds.

@@ -75,6 +75,8 @@ pub struct Live {
     pub started_ms: u64,
     /// The release of the kernel in it; empty if it has none of its own.
     pub kernel: String,
+    /// Ports of the host that lead into it, those that the system chose included.
+    pub ports: Vec<Publish>,
     /// Whether its main process has been started.
     pub main_started: bool,
     /// Clients that are attached to the main process.

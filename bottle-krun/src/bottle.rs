@@ -11,8 +11,9 @@ use bottle_core::backend::{
 };
 use bottle_core::event::{Event, Happening};
 use bottle_core::id::BottleId;
+use bottle_core::ports::Publish;
 use bottle_core::text::Escaped;
-use bottle_wire::client::{self, Done, GreetError, Inspection, MainStatus, Open};
+use bottle_wire::client::{self, Done, GreetError, Inspection, LaunchPort, MainStatus, Open};
 use bottle_wire::message::{self, Message};
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -270,6 +271,7 @@ impl Bottle for KrunBottle {
             shim_pid,
             started_ms,
             kernel,
+            ports,
             main_started,
             tty: _,
             attached,
@@ -279,6 +281,10 @@ impl Bottle for KrunBottle {
             pid: shim_pid,
             started_ms,
             kernel,
+            ports: ports
+                .into_iter()
+                .map(|LaunchPort { host, guest }| Publish { host, guest })
+                .collect(),
             main_started,
             attached,
             execs,

@@ -129,6 +129,9 @@ fn words(what: &Happening) -> String {
         Happening::Waiver { layer } => format!("waiver   {}", safe(layer)),
         Happening::Frozen { why } => format!("frozen   {}", safe(why)),
         Happening::Thawed {} => "goes on".to_owned(),
+        Happening::OutOfMemory { pid, name } => {
+            format!("memory   none left; {} ({pid}) was killed", safe(name))
+        }
         Happening::TimedOut { limit_ms } => format!("timeout  after {limit_ms} ms"),
         Happening::End { how, .. } => format!("end      {}", safe(how)),
         _ => format!("other    {}", safe(&format!("{what:?}"))),

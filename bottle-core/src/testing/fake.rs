@@ -623,6 +623,7 @@ impl Bottle for FakeBottle {
             pid: process::id(),
             started_ms: 0,
             kernel: String::new(),
+            ports: self.machine.spec.ports.clone(),
             main_started: main.is_some(),
             attached: main.as_ref().map_or(0, Main::listeners),
             execs: count(all - usize::from(main.is_some())),

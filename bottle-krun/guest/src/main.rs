@@ -11,12 +11,15 @@
 //! process that embeds it. A fatal error is one line on the console and the end of the VM.
 
 mod boot;
+mod carry;
 mod control;
 mod descriptor;
 mod disks;
 mod error;
 mod exec;
+mod files;
 mod net;
+mod out_of_memory;
 mod provision;
 mod reap;
 mod shutdown;

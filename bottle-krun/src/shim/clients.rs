@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bottle_core::backend::{Ended, ExitStatus};
 use bottle_wire::client::{
-    self, Condition, Done, Exec, ExecReport, Inspection, MainStatus, Open, ProcessRequest,
+    self, Condition, Done, Exec, ExecReport, Inspection, LaunchPort, MainStatus, Open,
+    ProcessRequest,
 };
 use bottle_wire::guest::{self, FromHost, SpawnFailure};
 use bottle_wire::message::{self, Message};
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub(super) state_dir: PathBuf,
     /// The guest kernel's release.
     pub(super) kernel: String,
+    /// What leads into it.
+    pub(super) ports: Vec<LaunchPort>,
     /// Since when it runs.
     pub(super) started_ms: u64,
     /// Numbers processes within this boot.
@@ -185,6 +188,7 @@ async fn inspect(shared: &Shared) -> Inspection {
         shim_pid: process::id(),
         started_ms: shared.started_ms,
         kernel: shared.kernel.clone(),
+        ports: shared.ports.clone(),
         main_started: main.is_some(),
         tty: main.as_ref().is_some_and(|main| main.has_tty()),
         attached: main.as_ref().map_or(0, |main| main.attached()),
@@ -457,6 +461,10 @@ fn translate(report: guest::ExecReport, program: String) -> ExecReport {
             ExecReport::NotExecutable { program, why }
         }
         guest::ExecReport::Failed(SpawnFailure::Setup(why)) => ExecReport::Setup { program, why },
+        guest::ExecReport::Failed(SpawnFailure::TooMany { limit }) => {
+            let why = format!("{limit} processes are served in this bottle, which is the limit");
+            ExecReport::Setup { program, why }
+        }
         guest::ExecReport::Started { .. }
         | guest::ExecReport::Exited { .. }
         | guest::ExecReport::Signaled { .. } => ExecReport::Setup {

@@ -15,6 +15,7 @@ use bottle_wire::guest::{FromGuest, FromHost, GuestHello, HostHello, ToHost, ToI
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxError, MuxStream, Opener, Side};
 use thiserror::Error;
+use tokio::io::{AsyncWrite, ReadHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -28,6 +29,9 @@ use crate::vmm::launch::CONTROL_SOCKET;
 pub(super) struct ControlSocket {
     listener: UnixListener,
 }
+
+/// How many processes that were killed for want of memory are recorded.
+const MAX_KILLED_EVENTS: usize = 64;
 
 /// How many attempts to dial the control port again are recorded.
 const MAX_DIAL_EVENTS: usize = 16;
@@ -153,20 +157,51 @@ impl GuestLink {
         match message::read(&mut self.control).await.map_err(io)? {
             Some(ToHost::Provisioned(Ok(()))) => Ok(()),
             Some(ToHost::Provisioned(Err(why))) => Err(LinkError::Provision { why }),
-            Some(ToHost::Goodbye) | None => Err(LinkError::Silent),
+            Some(ToHost::OutOfMemory { .. } | ToHost::Goodbye) | None => Err(LinkError::Silent),
         }
     }
 }
 
+/// What init says next, read by a task of its own: nothing is lost by who stops waiting for it.
+pub(super) type NextWord = JoinHandle<io::Result<Option<ToHost>>>;
+
 /// Asks init to end everything and waits for its goodbye; says whether it came.
-pub(super) async fn shut_down(control: &mut MuxStream, grace: Duration, margin: Duration) -> bool {
+pub(super) async fn shut_down<W: AsyncWrite + Unpin>(
+    control: &mut W,
+    said: &mut NextWord,
+    grace: Duration,
+    margin: Duration,
+) -> bool {
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     let asking = async {
-        message::write(control, &ToInit::Shutdown { grace_ms }).await?;
-        message::read::<_, ToHost>(control).await
+        let told = message::write(control, &ToInit::Shutdown { grace_ms }).await;
+        told.is_ok() && matches!(said.await, Ok(Ok(Some(ToHost::Goodbye))))
     };
     let answer = timeout(grace.saturating_add(margin), asking).await;
-    matches!(answer, Ok(Ok(Some(ToHost::Goodbye))))
+    answer.unwrap_or(false)
+}
+
+/// Reads what init says next; processes that were killed for want of memory go into the record.
+///
+/// # Errors
+///
+/// What the stream says.
+pub(super) async fn next_word(
+    mut control: ReadHalf<MuxStream>,
+    record: Arc<Record>,
+) -> io::Result<Option<ToHost>> {
+    let mut killed = 0;
+    loop {
+        match message::read(&mut control).await? {
+            Some(ToHost::OutOfMemory { pid, name }) => {
+                killed += 1;
+                if killed <= MAX_KILLED_EVENTS {
+                    record.record(Happening::OutOfMemory { pid, name });
+                }
+            }
+            other => return Ok(other),
+        }
+    }
 }
 
 /// Why init and the shim did not come together.

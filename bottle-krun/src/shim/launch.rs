@@ -32,6 +32,7 @@ use tokio::time::timeout;
 
 use super::console::Console;
 use super::guest_link::{ControlSocket, GuestLink};
+use super::ports::Ports;
 use super::room::Room;
 use super::running::Running;
 use crate::bottle::the_end;
@@ -237,7 +238,7 @@ async fn start(
         detached,
         kept: _,
         timeout_ms,
-        ports: _,
+        ports,
     } = launch;
 
     stages.begin(Stage::Jail).await;
@@ -266,6 +267,10 @@ async fn start(
     let control =
         ControlSocket::bind(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
     let listener = listen(dirs).map_err(|error| stages.failed(Blame::Environment, error))?;
+    let ports = Ports::bind(&ports).await.map_err(|error| StageError {
+        hint: error.hint().map(str::to_owned),
+        ..stages.failed(Blame::Environment, error)
+    })?;
     // What is written to memory takes no room here.
     let room = match &overlay {
         Some(_) => Room::of(&dirs.state).map(Some),
@@ -372,6 +377,7 @@ async fn start(
             console,
             record,
             room,
+            ports,
             disk,
             default_argv,
             state_dir: dirs.state.clone(),

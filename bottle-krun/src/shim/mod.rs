@@ -15,10 +15,12 @@
 //! client (or the next start) removes the files.
 
 mod clients;
+mod clock;
 mod console;
 mod guest_link;
 mod launch;
 mod main_process;
+mod ports;
 pub(crate) mod room;
 mod running;
 mod screen;

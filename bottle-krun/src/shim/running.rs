@@ -17,18 +17,19 @@ use bottle_core::text::Escaped;
 use bottle_egress::Egress;
 use bottle_wire::client::{Condition, Open, greet};
 use bottle_wire::guest::{FromGuest, ToHost};
-use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxError, MuxStream, Side};
 use nix::unistd::Uid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::clients::{self, Pending, Shared};
+use super::clock;
 use super::console::Console;
-use super::guest_link::{ControlSocket, GuestLink, shut_down};
+use super::guest_link::{ControlSocket, GuestLink, next_word, shut_down};
+use super::ports::Ports;
 use super::room::Room;
 use crate::error::last_lines;
 use crate::random;
@@ -58,6 +59,7 @@ pub(super) struct Running {
     pub(super) record: Arc<Record>,
     /// Of an overlay on a disk, with what freezes the machine when there is none left.
     pub(super) room: Option<(Room, Brake)>,
+    pub(super) ports: Ports,
     /// Locked as long as the bottle runs, so that nobody removes its image.
     pub(super) disk: File,
     pub(super) default_argv: Vec<String>,
@@ -88,6 +90,7 @@ impl Running {
             console,
             record,
             room,
+            ports,
             disk: _disk,
             default_argv,
             state_dir,
@@ -97,7 +100,7 @@ impl Running {
         let GuestLink {
             opener,
             incoming,
-            mut control,
+            control,
             driver,
             kernel,
         } = link;
@@ -111,6 +114,7 @@ impl Running {
             default_argv,
             state_dir,
             kernel,
+            ports: ports.bound(),
             started_ms: unix_ms(SystemTime::now()),
             numbers: AtomicU32::new(0),
             execs: AtomicU32::new(0),
@@ -121,6 +125,7 @@ impl Running {
             condition: condition.clone(),
             ended,
         });
+        let ports = tokio::spawn(ports.serve(shared.guest.clone()));
         let (pending, mut all_told) = mpsc::channel(1);
         let guest = tokio::spawn(serve_guest(incoming, egress, Arc::clone(&record)));
         let owner = tokio::spawn(clients::serve(
@@ -135,7 +140,8 @@ impl Running {
             tokio::spawn(room.watch(brake, condition_send, Arc::clone(&record)))
         });
 
-        let said = async { message::read::<_, ToHost>(&mut control).await };
+        let (heard, mut told) = split(control);
+        let mut said = tokio::spawn(next_word(heard, Arc::clone(&record)));
         let why = tokio::select! {
             grace = stops.recv() => Why::Stop(grace.unwrap_or_default()),
             () = owner_goes(owner_gone, is_detached) => Why::OwnerGone,
@@ -145,7 +151,8 @@ impl Running {
             }
             end = vm.wait() => Why::VmEnded(end),
             over = driver => Why::LinkOver(over.unwrap_or(Ok(()))),
-            said = said => Why::GuestSaid(said),
+            said = &mut said => Why::GuestSaid(said.unwrap_or_else(|error| Err(error.into()))),
+            never = clock::follow(&mut told) => match never {},
             () = record.broken() => Why::RecordBroken,
         };
         let main_ended = *main_status.borrow();
@@ -156,7 +163,7 @@ impl Running {
         let frozen = matches!(*condition.borrow(), Condition::Frozen { .. });
         let ended = if let Why::Stop(grace) = why
             && !frozen
-            && shut_down(&mut control, grace, GOODBYE_MARGIN).await
+            && shut_down(&mut told, &mut said, grace, GOODBYE_MARGIN).await
         {
             Ended::Goodbye(*main_status.borrow())
         } else {
@@ -165,6 +172,8 @@ impl Running {
         vm.kill().await;
         guest.abort();
         tripwire.abort();
+        ports.abort();
+        said.abort();
         farewell(&ended);
         ended_send.send_replace(Some(ended));
         others.abort();

@@ -10,6 +10,8 @@
 //!
 //! shim  ── open Control ──►         Provision ►, ◄ Provisioned, then Shutdown ►, ◄ Goodbye
 //!       ── open Stdio × 0..3, open Exec ──►   ◄ ExecReport…, ProcessRequest… ►
+//!       ── open Stdio, open CopyOut or CopyIn ──►   ◄ CopyReport…
+//!       ── open Dial ──►              ◄ DialReport, then bytes both ways
 //!       ◄── open Dns, open Flow ──
 //! ```
 
@@ -31,6 +33,10 @@ pub const EPHEMERAL_FILE: &str = "/bottle.ephemeral";
 
 /// Directories that the virtual root must have: init mounts on them.
 pub const ROOT_DIRS: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+
+/// Processes that init serves at once: started by the host, and running or with output to come.
+/// With their streams they leave room for others in [`mux::MAX_STREAMS`](crate::mux::MAX_STREAMS).
+pub const MAX_PROCESSES: u32 = 100;
 
 /// Serials of the disks, as `/sys/block/vd*/serial` shows them.
 pub mod disk {
@@ -86,6 +92,126 @@ pub enum FromHost {
     },
     /// Starts a process. Carries [`ExecReport`]s to the host and [`ProcessRequest`]s to the guest.
     Exec(Exec),
+    /// Sends files of the bottle as a tar stream. Carries [`CopyReport`]s to the host.
+    CopyOut(CopyOut),
+    /// Makes files of a tar stream. Carries one [`CopyReport`] to the host.
+    CopyIn(CopyIn),
+    /// Connects to a server of the workload. Init answers with a [`DialReport`]; then follow the
+    /// connection's bytes, with half-close, reset and backpressure.
+    Dial {
+        /// The TCP port on the workload's loopback, IPv4 first: a server on all addresses is
+        /// reached, too.
+        port: u16,
+    },
+}
+
+/// Files that the host wants.
+///
+/// The archive comes on the stream 1 that was opened as [`FromHost::Stdio`] before; without one
+/// the host only wants to know what is there. Its entries are called [`CopyReport::Ready::name`],
+/// and `name/…` below it. Owners are numeric; holes are left out; links are what they are, hard
+/// links among the files included; sockets are left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CopyOut {
+    /// Pairs it with its stream: of the same numbers as [`Exec::exec`].
+    pub exec: u32,
+    /// A path as the workload knows it; relative to `/`.
+    pub path: String,
+    /// Whether a symbolic link at its end is followed. One with a slash behind it always is.
+    pub follow: bool,
+}
+
+/// Files that the host brings.
+///
+/// The archive comes on the stream 0 that was opened as [`FromHost::Stdio`] before. If `path` is a
+/// directory, its entries are unpacked below it by their names. Else its parent must be one, and
+/// `path` is what becomes of the archive's one file or directory, whatever the archive calls it: of
+/// `.` in an archive of `.` and `./…`. A file replaces a file or a link; a file and a directory
+/// never replace each other, and a directory that is there keeps its mode. No symbolic link below
+/// `path` is followed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CopyIn {
+    /// Pairs it with its stream: of the same numbers as [`Exec::exec`].
+    pub exec: u32,
+    /// A path as the workload knows it; relative to `/`.
+    pub path: String,
+    /// Whether the archive's numeric owners and set-id bits are kept, also by directories that are
+    /// there; else all becomes the property of [`Provision::user`].
+    pub archive: bool,
+}
+
+/// What becomes of a copy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum CopyReport {
+    /// Of [`CopyOut`] only, and first: this is there.
+    Ready {
+        /// What it is.
+        kind: FileKind,
+        /// What the archive calls it: the last component of the path that was asked for, `.` if
+        /// that has no name.
+        name: String,
+        /// The length of a file, in bytes.
+        size: u64,
+    },
+    /// The archive was whole; the last report.
+    Done {
+        /// How many entries it had.
+        entries: u64,
+        /// The length of all its files together, holes left out of what was sent.
+        bytes: u64,
+    },
+    /// Something went wrong; the last report. What was sent or made until then stays.
+    Failed {
+        /// Of what sort it is.
+        problem: CopyProblem,
+        /// The path in the bottle or, of an archive's entry, its name there; may be empty.
+        path: String,
+        /// Why, for a person.
+        why: String,
+        /// How many entries were done.
+        entries: u64,
+    },
+}
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A device, pipe or socket.
+    Special,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// Why a copy failed, as far as a program may care.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum CopyProblem {
+    /// The archive can't be read, or was cut off.
+    Archive,
+    /// A directory is missing where there is something else.
+    NotADirectory,
+    /// There is no such file or directory.
+    NotFound,
+    /// It is not done: for what it would replace, where it would lead, or what it is.
+    Refused,
+    /// The system says no: permissions, room, input and output.
+    System,
+}
+
+/// First message of init on a stream of [`FromHost::Dial`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "both ends are of one build")]
+pub enum DialReport {
+    /// The bytes follow.
+    Connected,
+    /// Nobody serves the port, or why else there is no connection; the stream ends.
+    Refused(String),
 }
 
 /// First message of a stream that init opens.
@@ -118,6 +244,11 @@ pub enum ToInit {
         /// Milliseconds between the two signals.
         grace_ms: u64,
     },
+    /// What time it is, after the host's clock was set or the host slept. Not answered.
+    Time {
+        /// Host time, nanoseconds since the Unix epoch.
+        unix_ns: u64,
+    },
 }
 
 /// Init to host on the control stream.
@@ -126,6 +257,13 @@ pub enum ToInit {
 pub enum ToHost {
     /// The answer to [`ToInit::Provision`]: done, or what could not be done.
     Provisioned(Result<(), String>),
+    /// The kernel killed a process for want of memory; at any time after [`ToHost::Provisioned`].
+    OutOfMemory {
+        /// The process's id: that of [`ExecReport::Started`], or of a descendant.
+        pid: u32,
+        /// What it called itself, control characters escaped by the guest's kernel.
+        name: String,
+    },
     /// The last message: processes have ended, disks are synced and read-only. The host may kill
     /// the VM.
     Goodbye,
@@ -224,6 +362,11 @@ pub enum SpawnFailure {
     NotExecutable(String),
     /// User, directory or limits are impossible.
     Setup(String),
+    /// As many processes as init serves at once are being served.
+    TooMany {
+        /// How many.
+        limit: u32,
+    },
 }
 
 /// What the host asks of a process that runs.
@@ -250,4 +393,6 @@ as_postcard!(
     ToHost,
     ExecReport,
     ProcessRequest,
+    CopyReport,
+    DialReport,
 );

@@ -10,17 +10,19 @@ use std::fs::File;
 use std::future::pending;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bottle_wire::guest::{
-    FromGuest, FromHost, GuestHello, HostHello, PORT, Provision, SpawnFailure, ToHost, ToInit,
-    VERSION,
+    FromGuest, FromHost, GuestHello, HostHello, MAX_PROCESSES, PORT, Provision, SpawnFailure,
+    ToHost, ToInit, VERSION,
 };
 use bottle_wire::message;
 use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use nix::sys::utsname::uname;
+use tokio::io::{ReadHalf, WriteHalf, split};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
@@ -28,7 +30,10 @@ use crate::boot::Booted;
 use crate::descriptor::Descriptor;
 use crate::error::{InitError, chain, failed};
 use crate::exec::{self, Stdio};
+use crate::files::{self, Copying};
 use crate::net::Network;
+use crate::net::dial::{dial, refuse};
+use crate::out_of_memory;
 use crate::provision::{self, Defaults};
 use crate::reap::Reaper;
 use crate::shutdown;
@@ -36,6 +41,9 @@ use crate::vsock;
 
 /// How long the last output of ended processes may take to reach the host.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Copies of files at once; each has a thread.
+const MAX_COPIES: usize = 16;
 
 /// Where processes live, once it is provisioned.
 #[derive(Debug)]
@@ -55,7 +63,8 @@ struct Init {
     stopping: Cell<bool>,
     /// Streams that wait for their process.
     stdio: RefCell<HashMap<u32, Stdio>>,
-    running: Cell<usize>,
+    copies: Arc<Semaphore>,
+    running: Cell<u32>,
     quiet: Notify,
 }
 
@@ -86,6 +95,7 @@ async fn converse(
         habitat: OnceCell::new(),
         stopping: Cell::new(false),
         stdio: RefCell::default(),
+        copies: Arc::new(Semaphore::new(MAX_COPIES)),
         running: Cell::new(0),
         quiet: Notify::new(),
     });
@@ -147,42 +157,69 @@ async fn accept(
                 }
             }
             FromHost::Exec(exec) => {
-                let stdio = init
-                    .stdio
-                    .borrow_mut()
-                    .remove(&exec.exec)
-                    .unwrap_or_default();
-                let init = Rc::clone(&init);
+                let stdio = init.take_stdio(exec.exec);
+                let served = Served::new(&init);
                 spawn_local(async move {
-                    init.running.set(init.running.get() + 1);
-                    let habitat = init
-                        .habitat()
-                        .map_err(|why| SpawnFailure::Setup(why.to_owned()));
-                    exec::run(habitat, &init.reaper, exec, stdio, stream).await;
-                    init.running.set(init.running.get() - 1);
-                    init.quiet.notify_waiters();
+                    let init = &served.0;
+                    exec::run(init.room(), &init.reaper, exec, stdio, stream).await;
                 });
             }
+            FromHost::CopyOut(request) => {
+                let stdio = init.take_stdio(request.exec);
+                let served = Served::new(&init);
+                spawn_local(async move {
+                    let _ =
+                        files::copy_out(served.0.copying(), request, stdio.stdout, stream).await;
+                });
+            }
+            FromHost::CopyIn(request) => {
+                let stdio = init.take_stdio(request.exec);
+                let served = Served::new(&init);
+                spawn_local(async move {
+                    let _ = files::copy_in(served.0.copying(), request, stdio.stdin, stream).await;
+                });
+            }
+            FromHost::Dial { port } => match init.habitat() {
+                Ok(habitat) => drop(spawn_local(dial(
+                    habitat.namespace.try_clone(),
+                    port,
+                    stream,
+                ))),
+                Err(why) => drop(spawn_local(refuse(stream, why.to_owned()))),
+            },
         }
     }
 }
 
 /// Serves the control stream. After the goodbye nothing happens any more.
-async fn control(init: &Init, mut stream: MuxStream) -> Result<Infallible, InitError> {
-    let named = || failed("talk with", "the host");
+async fn control(init: &Init, stream: MuxStream) -> Result<Infallible, InitError> {
+    let (requests, answers) = split(stream);
+    let (say, words) = mpsc::unbounded_channel();
+    tokio::select! {
+        over = listen(init, requests, say) => over,
+        over = speak(answers, words) => over,
+    }
+}
+
+async fn listen(
+    init: &Init,
+    mut requests: ReadHalf<MuxStream>,
+    say: mpsc::UnboundedSender<ToHost>,
+) -> Result<Infallible, InitError> {
+    let named = || failed("listen to", "the host");
     loop {
-        match message::read(&mut stream).await.map_err(named())? {
+        match message::read(&mut requests).await.map_err(named())? {
             Some(ToInit::Provision(provision)) => {
-                let done = init.provision(&provision).map_err(|error| chain(&error));
-                message::write(&mut stream, &ToHost::Provisioned(done))
-                    .await
-                    .map_err(named())?;
+                let done = init.provision(&provision);
+                let _ = say.send(ToHost::Provisioned(done.map_err(|error| chain(&error))));
+                // A kernel without a log leaves nothing to be told.
+                let _ = out_of_memory::watch(say.clone());
             }
+            // A clock that stays wrong is no reason to end a bottle that runs.
+            Some(ToInit::Time { unix_ns }) => drop(provision::clock::set(unix_ns)),
             Some(ToInit::Shutdown { grace_ms }) => {
                 init.shut_down(Duration::from_millis(grace_ms)).await;
-                message::write(&mut stream, &ToHost::Goodbye)
-                    .await
-                    .map_err(named())?;
+                let _ = say.send(ToHost::Goodbye);
                 return pending().await;
             }
             None => return Err(InitError::HostGone),
@@ -190,7 +227,62 @@ async fn control(init: &Init, mut stream: MuxStream) -> Result<Infallible, InitE
     }
 }
 
+async fn speak(
+    mut answers: WriteHalf<MuxStream>,
+    mut words: mpsc::UnboundedReceiver<ToHost>,
+) -> Result<Infallible, InitError> {
+    let named = || failed("talk to", "the host");
+    while let Some(word) = words.recv().await {
+        message::write(&mut answers, &word).await.map_err(named())?;
+        if word == ToHost::Goodbye {
+            break;
+        }
+    }
+    pending().await
+}
+
+/// One of those whose last words are waited for at the end.
+struct Served(Rc<Init>);
+
+impl Served {
+    fn new(init: &Rc<Init>) -> Self {
+        init.running.set(init.running.get() + 1);
+        Self(Rc::clone(init))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.quiet.notify_waiters();
+    }
+}
+
 impl Init {
+    fn take_stdio(&self, exec: u32) -> Stdio {
+        self.stdio.borrow_mut().remove(&exec).unwrap_or_default()
+    }
+
+    /// A place for one more copy.
+    fn copying(&self) -> Result<(Copying, &Habitat), &'static str> {
+        let habitat = self.habitat()?;
+        let copying = Arc::clone(&self.copies)
+            .try_acquire_owned()
+            .map_err(|_| "too many copies are under way")?;
+        Ok((copying, habitat))
+    }
+
+    /// Where one more process can live; it counts already.
+    fn room(&self) -> Result<&Habitat, SpawnFailure> {
+        if self.running.get() > MAX_PROCESSES {
+            return Err(SpawnFailure::TooMany {
+                limit: MAX_PROCESSES,
+            });
+        }
+        self.habitat()
+            .map_err(|why| SpawnFailure::Setup(why.to_owned()))
+    }
+
     fn habitat(&self) -> Result<&Habitat, &'static str> {
         if self.stopping.get() {
             return Err("the bottle is stopping");

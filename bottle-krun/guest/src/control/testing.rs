@@ -2,8 +2,9 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bottle_wire::guest::{Exec, ExecReport, FromGuest, FromHost};
@@ -12,11 +13,11 @@ use bottle_wire::mux::{self, MuxStream, Opener, Side};
 use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
-use super::{Habitat, Init, accept};
+use super::{Habitat, Init, MAX_COPIES, accept};
 use crate::provision::Defaults;
 use crate::reap::Reaper;
 
@@ -37,13 +38,30 @@ pub(crate) struct Process {
     pub(crate) control: MuxStream,
 }
 
-/// Runs a test against an init whose bottle has these variables, and root as its user.
+/// Whether users and namespaces can be made; says so if not.
+pub(crate) fn is_root() -> bool {
+    let root = Uid::effective().is_root();
+    if !root {
+        eprintln!("skipped: users and namespaces need root");
+    }
+    root
+}
+
+/// Runs a test against an init whose workload has the test's network.
+pub(crate) fn with_init<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
+    let own = File::open("/proc/self/ns/net").unwrap();
+    with_init_in(own.into(), test);
+}
+
+/// Runs a test against an init whose workload has this network namespace.
 ///
 /// One at a time: an init waits for every child of its process.
-pub(crate) fn with_init<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
+pub(crate) fn with_init_in<F: Future<Output = ()>>(
+    namespace: OwnedFd,
+    test: impl FnOnce(Host) -> F,
+) {
     static ONE: Mutex<()> = Mutex::new(());
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: users and namespaces need root");
+    if !is_root() {
         return;
     }
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,9 +78,10 @@ pub(crate) fn with_init<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
             reaper: Reaper::default(),
             overlay: File::open("/").unwrap(),
             network: RefCell::default(),
-            habitat: OnceCell::from(habitat()),
+            habitat: OnceCell::from(habitat(namespace)),
             stopping: Cell::new(false),
             stdio: RefCell::default(),
+            copies: Arc::new(Semaphore::new(MAX_COPIES)),
             running: Cell::new(0),
             quiet: Notify::new(),
         };
@@ -77,7 +96,7 @@ pub(crate) fn with_init<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
     });
 }
 
-fn habitat() -> Habitat {
+fn habitat(namespace: OwnedFd) -> Habitat {
     let pairs = [("BOTTLE", "1"), ("PATH", "/usr/bin:/bin")];
     let defaults = Defaults {
         env: pairs.map(|(a, b)| (a.to_owned(), b.to_owned())).into(),
@@ -86,7 +105,7 @@ fn habitat() -> Habitat {
     };
     Habitat {
         defaults,
-        namespace: File::open("/proc/self/ns/net").unwrap().into(),
+        namespace,
         stop_signal: 15,
     }
 }

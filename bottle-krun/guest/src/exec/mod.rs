@@ -17,12 +17,13 @@ use bottle_wire::mux::MuxStream;
 use bottle_wire::pump::{Pumped, pump};
 use nix::libc;
 use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, sink, split};
+use tokio::io::{AsyncWriteExt, ReadHalf, sink, split};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, spawn_local};
 
 use self::spawn::{Ends, Spawned, Wanted, spawn};
 use self::terminal::{Screen, Terminal};
+use crate::carry::{drain, feed};
 use crate::control::Habitat;
 use crate::reap::{End, Reaper};
 use crate::sys;
@@ -190,31 +191,6 @@ async fn show(
     watched.borrow_mut().take();
     if let Some(keys) = keys {
         keys.abort();
-    }
-}
-
-/// Carries what the process says, until nobody can say anything any more or nobody listens.
-async fn drain(output: impl AsyncRead + Unpin, stream: MuxStream) -> io::Result<Pumped> {
-    let (mut other, writer) = split(stream);
-    let given_up = async {
-        loop {
-            match other.read(&mut [0; 64]).await {
-                Ok(0) => pending().await,
-                Ok(_) => {}
-                Err(_) => return,
-            }
-        }
-    };
-    tokio::select! {
-        pumped = pump(output, writer) => pumped,
-        () = given_up => Ok(Pumped::Refused),
-    }
-}
-
-/// Carries what the process hears. If it does not want to hear more, the stream is reset.
-async fn feed(mut stream: MuxStream, input: impl AsyncWrite + Unpin) {
-    if stream.shutdown().await.is_ok() {
-        let _ = pump(&mut stream, input).await;
     }
 }
 

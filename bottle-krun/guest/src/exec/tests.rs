@@ -1,12 +1,17 @@
-//! Processes with a terminal, on the machine of the test.
+//! Processes, on the machine of the test.
 
-use bottle_wire::guest::{Exec, ExecReport, ProcessRequest, Window};
+use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::process;
+
+use bottle_wire::guest::{Exec, ExecReport, MAX_PROCESSES, ProcessRequest, SpawnFailure, Window};
 use bottle_wire::message;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt;
 
-use crate::control::testing::{Process, shell, with_init};
+use crate::control::testing::{Host, Process, shell, with_init};
 
 const WINDOW: Window = Window {
     rows: 24,
@@ -147,5 +152,120 @@ fn a_process_that_closes_its_terminal_is_not_hung_up() {
         let signal = ProcessRequest::Signal { signal: 10 };
         message::write(&mut process.control, &signal).await.unwrap();
         assert_eq!(process.report().await, ExecReport::Exited { code: 6 });
+    });
+}
+
+#[test]
+fn as_many_as_are_allowed_run_at_once_and_one_more_is_told_so() {
+    with_init(|host| async move {
+        let mut running = Vec::new();
+        for number in 0..MAX_PROCESSES {
+            // They all wait for their input, so none ends before all run.
+            let script = format!("read line; echo $line {number}");
+            running.push(host.start(shell(&script), &[0, 1]).await);
+        }
+        let refused = host.ask(shell("true"), &[1]).await.report().await;
+        let limit = MAX_PROCESSES;
+        assert_eq!(refused, ExecReport::Failed(SpawnFailure::TooMany { limit }));
+        for (number, mut process) in running.into_iter().enumerate().rev() {
+            type_in(&mut process, "told\n").await;
+            assert_eq!(process.output().await, format!("told {number}\n"));
+            assert_eq!(process.report().await, ExecReport::Exited { code: 0 });
+        }
+        let (_, end) = host.run(shell("exit 2")).await;
+        assert_eq!(end, ExecReport::Exited { code: 2 });
+    });
+}
+
+#[test]
+fn user_directory_and_variables_are_the_processes_own() {
+    let script =
+        "id -u; id -g; id -G; pwd; echo $HOME $USER $BOTTLE $OWN $TERM; echo x >/dev/stdout";
+    let told = |exec: Exec| async move |host: &Host| host.run(exec).await.0;
+    with_init(|host| async move {
+        let root = told(shell(script))(&host).await;
+        assert_eq!(root, "0\n0\n0\n/\n/root root 1\nx\n");
+        let exec = Exec {
+            user: Some("12345:54321".to_owned()),
+            cwd: Some("/usr/bin/../lib".to_owned()),
+            env: [("OWN", "yes"), ("BOTTLE", "2"), ("HOME", "/h")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            ..shell(script)
+        };
+        let own = told(exec)(&host).await;
+        assert_eq!(own, "12345\n54321\n54321\n/usr/lib\n/h 12345 2 yes\nx\n");
+    });
+}
+
+#[test]
+fn a_program_that_cannot_be_started_says_why() {
+    let dir = env::temp_dir().join(format!("bottle-exec-{}", process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let file = |name: &str, content: &str, mode| {
+        let path = dir.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let data = file("data", "data", 0o644);
+    let script = file("script", "#!/no/such/interpreter\n", 0o755);
+    let secret = file("secret", "#!/bin/sh\n", 0o700);
+    let failure = async |host: &Host, exec: Exec| {
+        let report = host.ask(exec, &[1]).await.report().await;
+        let ExecReport::Failed(failure) = report else {
+            panic!("{report:?}")
+        };
+        failure
+    };
+    let program = |name: &str| Exec {
+        argv: vec![name.to_owned()],
+        ..shell("")
+    };
+    let setup = |why: &str| SpawnFailure::Setup(why.to_owned());
+    with_init(|host| async move {
+        for missing in [
+            "no-such-program",
+            "/no/such/program",
+            "/etc/passwd/x",
+            &script,
+        ] {
+            let failure = failure(&host, program(missing)).await;
+            assert_eq!(failure, SpawnFailure::NotFound, "{missing}");
+        }
+        let mut foreign = program(&secret);
+        foreign.user = Some("12345".to_owned());
+        for exec in [program(&data), program("/etc"), foreign] {
+            let failure = failure(&host, exec.clone()).await;
+            let fits =
+                matches!(&failure, SpawnFailure::NotExecutable(why) if why.contains("denied"));
+            assert!(fits, "{exec:?}: {failure:?}");
+        }
+        let mut exec = shell("true");
+        exec.cwd = Some("/no/such/directory".to_owned());
+        assert_eq!(
+            failure(&host, exec).await,
+            setup("cannot enter the working directory: No such file or directory (os error 2)")
+        );
+        let mut exec = shell("true");
+        exec.user = Some("nosuchuser".to_owned());
+        let unknown = setup("the image has no user `nosuchuser`");
+        assert_eq!(failure(&host, exec).await, unknown);
+        let mut exec = shell("true");
+        exec.argv.clear();
+        assert_eq!(
+            failure(&host, exec).await,
+            setup("there is no program to run")
+        );
+    });
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_process_without_streams_runs_and_its_end_is_told() {
+    let script = "cat; yes | head -c 1000000; echo x >&2; exit 9";
+    with_init(|host| async move {
+        let mut process = host.start(shell(script), &[]).await;
+        assert_eq!(process.report().await, ExecReport::Exited { code: 9 });
     });
 }

@@ -11,6 +11,7 @@
 //! captures it. A port without a listener refuses at once, by the kernel itself.
 
 mod capture;
+pub(crate) mod dial;
 pub(crate) mod dns_stub;
 pub(crate) mod netlink;
 mod relay;

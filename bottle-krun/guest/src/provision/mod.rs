@@ -1,5 +1,6 @@
 //! Makes the image habitable: time, names, trust, files, and the environment of every process.
 
+pub(crate) mod clock;
 pub(crate) mod environment;
 mod files;
 mod trust;
@@ -7,11 +8,8 @@ pub(crate) mod users;
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Duration;
 
 use bottle_wire::guest::Provision;
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
 use nix::unistd::sethostname;
 
 use crate::error::{InitError, failed};
@@ -42,8 +40,7 @@ pub(crate) fn apply(provision: &Provision) -> Result<Defaults, InitError> {
         stop_signal: _,
         entropy,
     } = provision;
-    let now = TimeSpec::from_duration(Duration::from_nanos(*unix_ns));
-    clock_settime(ClockId::CLOCK_REALTIME, now).map_err(failed("set", "the clock"))?;
+    clock::set(*unix_ns)?;
     let random = File::options()
         .write(true)
         .open("/dev/random")

@@ -88,7 +88,7 @@ pub enum Condition {
 }
 
 /// What a bottle does just now.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Inspection {
     /// The shim's process id.
     pub shim_pid: u32,
@@ -96,6 +96,9 @@ pub struct Inspection {
     pub started_ms: u64,
     /// The guest kernel's release.
     pub kernel: String,
+    /// Ports of the host that lead into it.
+    #[serde(default)]
+    pub ports: Vec<LaunchPort>,
     /// Whether its main process has been started.
     pub main_started: bool,
     /// Whether its main process has a terminal.
