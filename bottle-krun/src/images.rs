@@ -1,12 +1,15 @@
 //! The images that bottles boot: the store as the seam shows it.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bottle_core::backend::{BackendError, Blame};
 use bottle_core::image::ImageSource;
-use bottle_core::images::{ImageRecord, Images, Pull, PullReporter, Pulled, Removed, StoredImage};
+use bottle_core::images::{
+    Exported, ImageRecord, Images, Pull, PullReporter, Pulled, Removed, StoredImage,
+};
 use bottle_core::spec::Spec;
 use bottle_image::{Catalog, Hold, ImageDisk, ImageError, ImageRef, SourceOptions};
 use thiserror::Error;
@@ -136,6 +139,18 @@ impl Images for ImageStore {
         self.work(format!("inspect image `{name}`"), move |store| {
             let found = Catalog::new(&store.store).get(&name)?;
             Ok(found.ok_or(ImageError::NotStored { name })?)
+        })
+        .await
+    }
+
+    async fn export(
+        &self,
+        name: &str,
+        mut to: Box<dyn Write + Send>,
+    ) -> Result<Exported, BackendError> {
+        let name = name.to_owned();
+        self.work(format!("export image `{name}`"), move |store| {
+            Ok(bottle_image::export(&store.store, &name, &mut *to)?)
         })
         .await
     }

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use self::doctor::DoctorArgs;
-pub(crate) use self::image::{ImageArgs, ImageCommand};
+pub(crate) use self::image::{ExportArgs, ImageArgs, ImageCommand};
 pub(crate) use self::start::StartArgs;
 pub(crate) use self::values::{EnvArg, SecretRef};
 use crate::exit;
@@ -50,7 +50,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Start a bottle, run a command in it, and remove it when the command ends
     Start(Box<StartArgs>),
-    /// Get, list and remove images
+    /// Get, list, export and remove images
     Image(Box<ImageArgs>),
     /// Say what this host has, what it lacks, and how to get it
     Doctor(DoctorArgs),

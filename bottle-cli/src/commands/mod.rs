@@ -1,7 +1,7 @@
 //! One module per verb: from arguments over a call into the core to what is printed.
 
 mod doctor;
-mod image;
+pub(crate) mod image;
 mod start;
 
 use std::io;

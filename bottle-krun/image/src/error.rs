@@ -60,6 +60,21 @@ pub enum ImageError {
         /// What the bytes are.
         found: String,
     },
+    /// The archive of an image could not be written to where it was to go.
+    #[error("cannot write the archive")]
+    Export {
+        /// What stopped it.
+        source: io::Error,
+    },
+    /// The image is known, but some of its files are gone or damaged.
+    #[error(
+        "image `{}` is not whole any more; `bottle image pull` makes it whole again",
+        Escaped(name)
+    )]
+    Incomplete {
+        /// The image.
+        name: String,
+    },
     /// A bottle runs from the image that was to be removed.
     #[error(
         "cannot remove image `{}`: a bottle runs from it; stop it first",
@@ -227,6 +242,8 @@ impl ImageError {
             | Self::SizeMismatch { .. }
             | Self::UnsupportedMediaType { .. } => true,
             Self::Ambiguous { .. }
+            | Self::Export { .. }
+            | Self::Incomplete { .. }
             | Self::InUse { .. }
             | Self::Io { .. }
             | Self::MkfsFailed { .. }

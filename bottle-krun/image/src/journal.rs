@@ -15,8 +15,6 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::WRITER_VERSION;
 use crate::digest::Hashed;
 use crate::erofs::body::Body;
@@ -67,16 +65,12 @@ pub(crate) struct Summary {
 
 /// Writes a journal.
 pub(crate) struct Writer<'f> {
-    out: BufWriter<HashedWrite<'f>>,
+    out: BufWriter<Hashed<&'f File>>,
 }
 
 impl<'f> Writer<'f> {
     pub(crate) fn new(file: &'f File) -> io::Result<Self> {
-        let out = HashedWrite {
-            file,
-            hash: Sha256::new(),
-        };
-        let mut out = BufWriter::with_capacity(BUFFER, out);
+        let mut out = BufWriter::with_capacity(BUFFER, Hashed::new(file));
         out.write_all(MAGIC)?;
         out.write_all(&WRITER_VERSION.to_le_bytes())?;
         Ok(Self { out })
@@ -113,9 +107,9 @@ impl<'f> Writer<'f> {
         self.out.write_all(&summary.bytes.to_le_bytes())?;
         self.out.write_all(&summary.blocks.to_le_bytes())?;
         self.out.flush()?;
-        let HashedWrite { file, hash } = self.out.get_mut();
-        let hash = hash.clone().finalize();
-        file.write_all(&hash)
+        let hash = self.out.get_ref().digest();
+        self.out.write_all(hash.bytes())?;
+        self.out.flush()
     }
 
     fn leaf(&mut self, leaf: &Leaf) -> io::Result<()> {
@@ -164,23 +158,6 @@ impl<'f> Writer<'f> {
     fn length(&mut self, length: usize) -> io::Result<()> {
         let length = u16::try_from(length).map_err(|_| io::Error::from(ErrorKind::InvalidInput))?;
         self.out.write_all(&length.to_le_bytes())
-    }
-}
-
-struct HashedWrite<'f> {
-    file: &'f File,
-    hash: Sha256,
-}
-
-impl Write for HashedWrite<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

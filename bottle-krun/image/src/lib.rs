@@ -13,6 +13,7 @@
 //! catalog  names -> images, what they take up          removal of what nobody needs
 //!   store  temporary file, fsync, rename               one conversion per key at a time
 //! convert  all of the above, in this order             layers in parallel
+//!  export  entries and bodies -> an OCI archive        the way back
 //! ```
 //!
 //! Nothing is extracted to the host's file system: layers are parsed and written as disk image
@@ -26,6 +27,7 @@ mod convert;
 mod digest;
 mod erofs;
 mod error;
+mod export;
 mod journal;
 mod layer;
 mod options;
@@ -53,6 +55,7 @@ use crate::tree::Limits;
 // The front door: these names are the contract, the modules are not.
 pub use crate::catalog::{Catalog, Hold};
 pub use crate::error::{EntryProblem, ImageError};
+pub use crate::export::export;
 pub use crate::options::{Input, Proxies, RegistryRule, SourceOptions, Timeouts};
 pub use crate::overlay::make_overlay;
 pub use crate::source::registry::error::{CredentialError, RegistryError};

@@ -94,7 +94,7 @@ pub(crate) struct Child {
 }
 
 /// Why an entry cannot become part of the tree.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum PutError {
     Limit { what: &'static str, limit: u64 },
     Problem(EntryProblem),
@@ -188,18 +188,7 @@ impl Tree {
     /// Gives what `target` names, in this layer or the ones below, another name.
     pub(crate) fn link(&mut self, path: &[&[u8]], target: &[&[u8]]) -> Result<(), PutError> {
         let (name, parents) = path.split_last().ok_or(EntryProblem::NotTheRoot)?;
-        let Some((target_name, target_parents)) = target.split_last() else {
-            return Err(EntryProblem::LinkToDirectory.into());
-        };
-        let target_dir = self.walk(target_parents, Missing::Refuse)?;
-        let ino = self
-            .children(target_dir)
-            .get(*target_name)
-            .ok_or(EntryProblem::LinkToNothing)?
-            .ino;
-        if matches!(self.nodes[ino].kind, NodeKind::Dir(_)) {
-            return Err(EntryProblem::LinkToDirectory.into());
-        }
+        let ino = self.link_target(target)?;
         // The new name's parents may replace what leads to the target: hold it meanwhile.
         self.nodes[ino].names += 1;
         let dir = self.enter(parents)?;
@@ -207,6 +196,20 @@ impl Tree {
         self.attach(dir, name, ino)?;
         self.release(ino);
         Ok(())
+    }
+
+    /// What a hard link to `target` would share.
+    pub(crate) fn link_target(&mut self, target: &[&[u8]]) -> Result<Ino, PutError> {
+        let Some((name, parents)) = target.split_last() else {
+            return Err(EntryProblem::LinkToDirectory.into());
+        };
+        let dir = self.walk(parents, Missing::Refuse)?;
+        let found = self.children(dir).get(*name);
+        let ino = found.ok_or(EntryProblem::LinkToNothing)?.ino;
+        if matches!(self.nodes[ino].kind, NodeKind::Dir(_)) {
+            return Err(EntryProblem::LinkToDirectory.into());
+        }
+        Ok(ino)
     }
 
     /// Takes a name away: what this layer says about it is not to be seen in it.

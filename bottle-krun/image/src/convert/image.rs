@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::convert::{Disk, Shelves, Stored, apply, layer};
+use crate::convert::{Disk, Shelves, Stored, apply, layer, refused};
 use crate::digest::Digest;
 use crate::erofs::body::Body;
 use crate::erofs::{self, BLOCK, Form};
@@ -141,20 +141,13 @@ fn replay(tree: &mut Tree, path: &Path, layer: &Stored<'_>, start: u64) -> Resul
         components(&name)
             .map_err(PutError::from)
             .and_then(|components| apply(tree, &components, record))
-            .map_err(|error| match error {
-                PutError::Limit { what, limit } => ImageError::Limit { what, limit },
-                PutError::Problem(source) => ImageError::BadEntry {
-                    layer: layer.blob.digest.to_string(),
-                    path: String::from_utf8_lossy(&name).into_owned(),
-                    source,
-                },
-            })?;
+            .map_err(|error| refused(layer.blob, &name, error))?;
     }
     Ok(())
 }
 
 /// Where a body is, counted from the end of the metadata.
-fn place(body: Body, blocks: u32, start: u64) -> io::Result<Body> {
+pub(crate) fn place(body: Body, blocks: u32, start: u64) -> io::Result<Body> {
     let Body { size, first } = body;
     let end = u64::from(first).saturating_add(size.div_ceil(BLOCK));
     if size > 0 && end > u64::from(blocks) {

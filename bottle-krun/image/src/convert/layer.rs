@@ -7,7 +7,7 @@ use std::thread;
 
 use tracing::{debug, warn};
 
-use crate::convert::apply;
+use crate::convert::{apply, refused};
 use crate::digest::{Digest, Hashed};
 use crate::erofs::body::{Bodies, StoreError};
 use crate::erofs::{self, BLOCK, Form, is_representable};
@@ -152,14 +152,8 @@ fn write(
         journal,
         ..
     } = layer;
-    tree.keep_marks().map_err(|error| match error {
-        PutError::Limit { what, limit } => ImageError::Limit { what, limit },
-        PutError::Problem(source) => ImageError::BadEntry {
-            layer: blob.digest.to_string(),
-            path: String::new(),
-            source,
-        },
-    })?;
+    tree.keep_marks()
+        .map_err(|error| refused(blob, b"", error))?;
     let end = bodies.finish().map_err(image_error())?;
     let blocks = erofs::write(&tree, Form::Layer { end }, image.file()).map_err(image_error())?;
     let summary = Summary { bytes, blocks };
@@ -334,9 +328,11 @@ impl<'p> Whiteout<'p> {
     }
 }
 
-const WHITEOUT: &[u8] = b".wh.";
+/// In front of a name that lower layers have.
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 const AUFS: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+/// In a directory of which lower layers have something.
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Attributes by which the overlay driver would take orders from an image.
 const OVERLAY_PRIVATE: &[u8] = b"trusted.overlay.";
 const BUFFER: usize = 256 << 10;

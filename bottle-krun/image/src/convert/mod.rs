@@ -195,13 +195,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Does to a tree what a record says.
-fn apply(tree: &mut Tree, path: &[&[u8]], record: Record) -> Result<(), PutError> {
+pub(crate) fn apply(tree: &mut Tree, path: &[&[u8]], record: Record) -> Result<(), PutError> {
     match record {
         Record::Dir(meta) => tree.put_dir(path, meta),
         Record::Link(target) => tree.link(path, &components(&target)?),
         Record::Opaque => tree.opaque(path),
         Record::Put(meta, leaf) => tree.put(path, meta, leaf.into()),
         Record::Whiteout => tree.whiteout(path),
+    }
+}
+
+/// Words why an entry of a layer cannot become part of a tree.
+pub(crate) fn refused(layer: &LayerBlob, path: &[u8], error: PutError) -> ImageError {
+    match error {
+        PutError::Limit { what, limit } => ImageError::Limit { what, limit },
+        PutError::Problem(source) => ImageError::BadEntry {
+            layer: layer.digest.to_string(),
+            path: String::from_utf8_lossy(path).into_owned(),
+            source,
+        },
     }
 }
 
