@@ -28,6 +28,9 @@ mod digest;
 mod erofs;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod journal;
 mod layer;
 mod options;

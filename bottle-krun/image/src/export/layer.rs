@@ -38,7 +38,7 @@ impl Part {
 }
 
 /// The layers of an image, bottom first.
-pub(super) struct Layers {
+pub(crate) struct Layers {
     found: Vec<Found>,
 }
 
@@ -51,7 +51,7 @@ struct Found {
 
 impl Layers {
     /// `None` if one is not whole.
-    pub(super) fn find(store: &Path, record: &ImageRecord) -> Result<Option<Self>, ImageError> {
+    pub(crate) fn find(store: &Path, record: &ImageRecord) -> Result<Option<Self>, ImageError> {
         let shelf = Shelf::layers(store)?;
         let mut found = Vec::new();
         for layer in &record.layers {
@@ -73,7 +73,7 @@ impl Layers {
     }
 
     /// Calls `work` with every layer; it has to write each.
-    pub(super) fn each(
+    pub(crate) fn each(
         &self,
         limits: &Limits,
         mut work: impl FnMut(&mut Layer<'_>) -> Result<(), ImageError>,
@@ -91,14 +91,14 @@ impl Layers {
 }
 
 /// A layer, and what the layers below it made.
-pub(super) struct Layer<'l> {
+pub(crate) struct Layer<'l> {
     found: &'l Found,
     tree: &'l mut Tree,
 }
 
 impl Layer<'_> {
     /// Writes the whole archive.
-    pub(super) fn write(&mut self, out: &mut impl Write) -> Result<(), ImageError> {
+    pub(crate) fn write(&mut self, out: &mut impl Write) -> Result<(), ImageError> {
         let Found {
             blob,
             journal,
@@ -124,7 +124,7 @@ impl Layer<'_> {
     }
 
     /// That the store is not what it was a moment ago.
-    pub(super) fn changed(&self) -> ImageError {
+    pub(crate) fn changed(&self) -> ImageError {
         let source = io::Error::other("it changed while it was read");
         io_at("read", &self.found.image)(source)
     }

@@ -13,7 +13,7 @@
 //! digest and size, which stand in front of it: nothing is kept meanwhile, in memory or on disk.
 
 mod documents;
-mod layer;
+pub(crate) mod layer;
 
 use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
