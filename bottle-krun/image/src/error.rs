@@ -210,6 +210,13 @@ pub enum ImageError {
         /// Where it should come from.
         place: String,
     },
+    /// The image has more entries than are kept in memory, and the temporary file in the store for
+    /// the others failed.
+    #[error("cannot use a temporary file of the store for the image's entries")]
+    Spill {
+        /// What stopped it.
+        source: io::Error,
+    },
     /// A part of the image is of a kind that this program does not know.
     #[error("{what} has the unsupported media type `{}`", Escaped(media_type))]
     UnsupportedMediaType {
@@ -252,6 +259,7 @@ impl ImageError {
             | Self::NotALayout { .. }
             | Self::NotStored { .. }
             | Self::Registry(_)
+            | Self::Spill { .. }
             | Self::UnknownReference { .. }
             | Self::UnsupportedSource { .. } => false,
         }

@@ -17,8 +17,9 @@
 //! ```
 //!
 //! Nothing is extracted to the host's file system: layers are parsed and written as disk image
-//! files, so path traversal does not exist. Memory grows with the number of entries (which is
-//! limited), never with their contents. The same layers give the same bytes, and images that have
+//! files, so path traversal does not exist. Memory grows with the number of entries and their names
+//! (both are limited), never with their contents; what else is known of them is kept in a temporary
+//! file if there are many. The same layers give the same bytes, and images that have
 //! a layer in common share its file.
 #![forbid(unsafe_code)]
 
@@ -36,7 +37,9 @@ mod layer;
 mod options;
 mod overlay;
 mod pipe;
+mod record;
 mod source;
+mod spill;
 mod store;
 mod tar;
 mod tree;

@@ -47,6 +47,11 @@ impl Shelf {
         Ok(Self { dir })
     }
 
+    /// Where files without a name can be made.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the file `extension` of `key` is once it is published.
     pub(crate) fn path(&self, key: &str, extension: &str) -> PathBuf {
         self.dir

@@ -9,8 +9,9 @@ use crate::digest::Digest;
 use crate::erofs::body::Body;
 use crate::erofs::{self, BLOCK, Form};
 use crate::error::{ImageError, io_at};
-use crate::journal::{Leaf, Reader, Record};
+use crate::journal::Reader;
 use crate::layer::LayerBlob;
+use crate::record::{Leaf, Record};
 use crate::source::layout::open_regular;
 use crate::tar::components;
 use crate::tree::{Limits, PutError, Tree};
@@ -103,7 +104,7 @@ fn merge(
     layers: &[Stored<'_>],
     limits: &Limits,
 ) -> Result<(Tree, Vec<(PathBuf, u64)>), ImageError> {
-    let mut tree = Tree::new(limits);
+    let mut tree = Tree::new(limits, shelves.images.dir());
     let mut starts: Vec<(Digest, u64)> = Vec::new();
     let mut parts: Vec<(PathBuf, u64)> = Vec::new();
     let mut next = 0;

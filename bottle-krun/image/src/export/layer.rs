@@ -14,8 +14,9 @@ use crate::digest::{Digest, Hashed};
 use crate::erofs::BLOCK;
 use crate::erofs::body::Body;
 use crate::error::{EntryProblem, ImageError, io_at};
-use crate::journal::{Leaf, Reader, Record};
+use crate::journal::Reader;
 use crate::layer::LayerBlob;
+use crate::record::{Leaf, Record};
 use crate::store::Shelf;
 use crate::tar::{EntryKind, components, write};
 use crate::tree::{Limits, Meta, PutError, Tree};
@@ -39,6 +40,8 @@ impl Part {
 
 /// The layers of an image, bottom first.
 pub(crate) struct Layers {
+    /// Where the store can keep what does not fit into memory.
+    spill: PathBuf,
     found: Vec<Found>,
 }
 
@@ -69,7 +72,10 @@ impl Layers {
                 blob,
             });
         }
-        Ok(Some(Self { found }))
+        Ok(Some(Self {
+            spill: shelf.dir().to_owned(),
+            found,
+        }))
     }
 
     /// Calls `work` with every layer; it has to write each.
@@ -78,7 +84,7 @@ impl Layers {
         limits: &Limits,
         mut work: impl FnMut(&mut Layer<'_>) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
-        let mut tree = Tree::new(limits);
+        let mut tree = Tree::new(limits, &self.spill);
         for found in &self.found {
             work(&mut Layer {
                 found,
@@ -151,7 +157,7 @@ impl Layer<'_> {
                 // There are readers who give the file what stands beside its last name.
                 let meta = Meta {
                     xattrs: Vec::new(),
-                    ..self.tree.node(shared).meta.clone()
+                    ..self.tree.details(shared)?.meta
                 };
                 let kind = EntryKind::HardLink(target.join(&b'/'));
                 (write::head(&whole, &meta, &kind), None)
