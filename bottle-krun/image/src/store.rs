@@ -189,7 +189,8 @@ fn remove_if_unlocked(path: &Path) -> io::Result<()> {
     }
 }
 
-const PARTIAL: &str = "partial";
+/// The extension of what is being written.
+pub(crate) const PARTIAL: &str = "partial";
 
 #[cfg(test)]
 mod tests {

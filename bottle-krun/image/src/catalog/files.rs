@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use bottle_core::images::ImageRecord;
 
 use super::remove_file;
+use crate::WRITER_VERSION;
 use crate::convert::image::key_of;
 use crate::digest::Digest;
 use crate::error::{ImageError, io_at};
+use crate::store::PARTIAL;
 
 /// The name that images of these layers share: their disks are the same.
 pub(super) fn key(record: &ImageRecord) -> String {
@@ -26,18 +28,24 @@ pub(super) fn is_locked(store: &Path, key: &str) -> Result<bool, ImageError> {
         if stem(&path) != Some(key) {
             continue;
         }
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(io_at("open", &path)(error)),
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(true),
-            Err(TryLockError::Error(error)) => return Err(io_at("lock", &path)(error)),
+        if is_file_locked(&path)? {
+            return Ok(true);
         }
     }
     Ok(false)
+}
+
+fn is_file_locked(path: &Path) -> Result<bool, ImageError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(io_at("open", path)(error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(io_at("lock", path)(error)),
+    }
 }
 
 /// What a set of images needs.
@@ -101,6 +109,15 @@ impl<'s> Kept<'s> {
         Ok(bytes)
     }
 
+    fn any_is_locked(&self, disks: Option<&BTreeSet<String>>) -> Result<bool, ImageError> {
+        for disk in disks.into_iter().flatten() {
+            if is_locked(self.store, disk)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn remove(&self, wanted: impl Fn(&str) -> bool) -> Result<u64, ImageError> {
         let mut bytes = 0;
         // Disks first: none may be left whose layers have gone.
@@ -109,13 +126,19 @@ impl<'s> Kept<'s> {
                 let Some(stem) = stem(&path).filter(|stem| wanted(stem)) else {
                     continue;
                 };
-                let needed = if is_disk {
-                    self.disks.contains(stem)
+                let (needed, is_running) = if is_disk {
+                    // A disk that lost its name may still have a bottle that runs from it.
+                    (self.disks.contains(stem), is_locked(self.store, stem)?)
                 } else {
-                    self.layers.contains_key(stem)
+                    let users = self.layers.get(stem);
+                    (users.is_some(), self.any_is_locked(users)?)
                 };
-                // A disk that lost its name may still have a bottle that runs from it.
-                if needed || (is_disk && is_locked(self.store, stem)?) {
+                let stays = match Use::of(&path) {
+                    Use::Disk => needed || (is_disk && is_running),
+                    Use::Former => is_running,
+                    Use::Partial => is_file_locked(&path)?,
+                };
+                if stays {
                     continue;
                 }
                 bytes += size(&path)?;
@@ -123,6 +146,33 @@ impl<'s> Kept<'s> {
             }
         }
         Ok(bytes)
+    }
+}
+
+/// What a file of the store is good for.
+enum Use {
+    /// Part of a disk: of those that this program makes, or of a later one's.
+    Disk,
+    /// Part of a disk that a former version of this program made: of use to bottles that still run
+    /// from it.
+    Former,
+    /// To whoever is writing it.
+    Partial,
+}
+
+impl Use {
+    fn of(path: &Path) -> Self {
+        if path.extension().is_some_and(|found| found == PARTIAL) {
+            return Self::Partial;
+        }
+        let name = path.file_name().and_then(|name| name.to_str());
+        let version = name
+            .and_then(|name| name.split_once("-w")?.1.split('.').next())
+            .and_then(|version| version.parse::<u32>().ok());
+        match version {
+            Some(WRITER_VERSION..) => Self::Disk,
+            Some(_) | None => Self::Former,
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 //! ```text
 //! STORE/lock                  shared while images are added or started, exclusive to remove
 //! STORE/names/<hash>.json     one record a name: manifest, config, layers
-//! STORE/images/<key>-w2.*     an image's own disk; a bottle holds a shared lock on the descriptor
-//! STORE/layers/<diff id>-w2.* shared between images
+//! STORE/images/<key>-wV.*     an image's own disk; a bottle holds a shared lock on the descriptor
+//! STORE/layers/<diff id>-wV.* shared between images; V is the writer's version
 //! STORE/blobs/*.partial       downloads that were cut off and may go on
 //! ```
 //!
@@ -141,8 +141,8 @@ impl Catalog {
         })
     }
 
-    /// Removes leftovers: files that no image needs and cut-off downloads; with `all`, every image
-    /// that no bottle runs from as well.
+    /// Removes leftovers: files that no image needs or that only a former version of this program
+    /// could use, and cut-off downloads; with `all`, every image that no bottle runs from as well.
     ///
     /// # Errors
     ///

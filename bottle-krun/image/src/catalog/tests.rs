@@ -138,6 +138,46 @@ fn pruning_takes_leftovers_and_nothing_else() {
 }
 
 #[test]
+fn pruning_takes_what_a_former_version_made_of_images_that_stay() {
+    let store = Store::new();
+    let disk = store.add("a", &["base"]);
+    let key = files::key(&store.catalog.get("a").unwrap().unwrap());
+    let former = [
+        layer_file("base").replace("-w2.", "-w1."),
+        layer_file("base").replace("-w2.erofs", "-w1.entries"),
+        format!("images/{key}-w1.meta"),
+        format!("images/{key}-w1.vmdk"),
+    ];
+    let later = layer_file("base").replace("-w2.", "-w3.");
+    for path in former.iter().chain([&later]) {
+        store.write(path, 4096);
+    }
+    let bottle = File::open(store.dir.path().join(&former[3])).unwrap();
+    bottle.lock_shared().unwrap();
+    assert_eq!(store.catalog.prune(false).unwrap(), Removed::default());
+    drop(bottle);
+    assert_eq!(store.catalog.prune(false).unwrap().bytes, 4 * 4096);
+    assert!(!former.iter().any(|path| store.has(path)));
+    assert!(disk.exists() && store.has(&layer_file("base")) && store.has(&later));
+}
+
+#[test]
+fn pruning_takes_what_nobody_writes_any_more() {
+    let store = Store::new();
+    store.add("a", &["base"]);
+    let [left, busy] = ["erofs", "entries"].map(|extension| {
+        let path = layer_file("base").replace("erofs", extension);
+        format!("{path}.partial")
+    });
+    store.write(&left, 4096);
+    store.write(&busy, 4096);
+    let writer = File::open(store.dir.path().join(&busy)).unwrap();
+    writer.lock().unwrap();
+    assert_eq!(store.catalog.prune(false).unwrap().bytes, 4096);
+    assert!(store.has(&busy) && !store.has(&left));
+}
+
+#[test]
 fn nothing_is_removed_while_images_are_added() {
     let store = Store::new();
     store.write(&layer_file("of a pull"), 4096);
