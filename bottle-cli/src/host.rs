@@ -63,6 +63,8 @@ pub struct Host {
     pub stdin: Box<dyn AsyncRead + Send + Unpin>,
     /// Standard output.
     pub stdout: Box<dyn Write + Send>,
+    /// Whether standard output is a terminal, which is no place for bytes.
+    pub stdout_is_terminal: bool,
     /// Standard error.
     pub stderr: Box<dyn Write + Send>,
     /// Whether somebody looks at standard error on a terminal.
@@ -84,6 +86,7 @@ impl Host {
             variable: Box::new(|name| var_os(name)),
             stdin: Box::new(stdin()),
             stdout: Box::new(stdout()),
+            stdout_is_terminal: stdout().is_terminal(),
             stderr: Box::new(stderr()),
             stderr_is_terminal: stderr().is_terminal(),
             terminal: terminal::own(),

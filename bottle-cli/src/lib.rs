@@ -14,6 +14,7 @@ mod args;
 pub mod backends;
 mod commands;
 pub mod exit;
+mod exporting;
 mod failure;
 mod found;
 pub mod host;

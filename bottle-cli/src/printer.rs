@@ -102,6 +102,11 @@ impl Printer {
         RawWords(Arc::clone(&self.raw))
     }
 
+    /// Standard output, for bytes that are no text.
+    pub(crate) fn stdout(&self) -> Box<dyn Write + Send> {
+        Box::new(Shared(Arc::clone(&self.out)))
+    }
+
     /// Says one line on standard error.
     pub(crate) fn say(&self, line: &str) {
         self.say_as_it_is(&format!("{line}\n"));
@@ -186,6 +191,19 @@ impl Printer {
 impl Debug for Printer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Printer").finish_non_exhaustive()
+    }
+}
+
+/// A sink that others write to as well.
+struct Shared(Sink);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        lock(&self.0).flush()
     }
 }
 

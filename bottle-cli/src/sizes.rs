@@ -1,4 +1,4 @@
-//! Amounts of bytes, as people read them.
+//! Amounts, as people read them.
 
 /// Words an amount of bytes in decimal units, as registries and docker do: `47.1 MB`.
 pub(crate) fn bytes(amount: u64) -> String {
@@ -18,6 +18,14 @@ pub(crate) fn bytes(amount: u64) -> String {
         unit = next;
     }
     format!("{size:.1} {unit}")
+}
+
+/// Words a number of layers.
+pub(crate) fn layers(count: usize) -> String {
+    match count {
+        1 => "1 layer".to_owned(),
+        many => format!("{many} layers"),
+    }
 }
 
 #[cfg(test)]

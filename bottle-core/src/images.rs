@@ -1,6 +1,7 @@
 //! The images that a backend keeps: how they come, what they are and take up, how they go.
 
 use std::fmt::Debug;
+use std::io::Write;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -46,6 +47,19 @@ pub trait Images: Send + Sync + Debug {
     ///
     /// [`BackendError::Failed`] if there is none, or it cannot be read.
     async fn inspect(&self, name: &str) -> Result<ImageRecord, BackendError>;
+
+    /// Writes an image, found by its full name, as an archive in the form of an OCI layout.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Failed`] if there is none, it cannot be read, or `to` cannot be written;
+    /// what was written so far is no archive then.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future does not stop the work; a `to` that fails does.
+    async fn export(&self, name: &str, to: Box<dyn Write + Send>)
+    -> Result<Exported, BackendError>;
 
     /// Removes a name, and the files that no other name needs.
     ///
@@ -144,6 +158,17 @@ pub struct Pulled {
     pub record: ImageRecord,
     /// Whether anything had to be done.
     pub changed: bool,
+}
+
+/// What came of an export.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Exported {
+    /// Digest of the archive's manifest, which is not the image's: `sha256:…`.
+    pub manifest: String,
+    /// How many layers there are.
+    pub layers: usize,
+    /// Bytes of the archive.
+    pub bytes: u64,
 }
 
 /// What was removed.

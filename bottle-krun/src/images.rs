@@ -1,12 +1,15 @@
 //! The images that bottles boot: the store as the seam shows it.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bottle_core::backend::{BackendError, Blame};
 use bottle_core::image::ImageSource;
-use bottle_core::images::{ImageRecord, Images, Pull, PullReporter, Pulled, Removed, StoredImage};
+use bottle_core::images::{
+    Exported, ImageRecord, Images, Pull, PullReporter, Pulled, Removed, StoredImage,
+};
 use bottle_core::spec::Spec;
 use bottle_image::{Catalog, Hold, ImageDisk, ImageError, ImageRef, SourceOptions};
 use thiserror::Error;
@@ -14,10 +17,13 @@ use tokio::task::spawn_blocking;
 
 use crate::options::KrunOptions;
 use crate::registries::{self, RegistriesError};
+use crate::state;
 
 /// The images of one user.
 #[derive(Clone, Debug)]
 pub(crate) struct ImageStore {
+    /// Where bottles are that may need images to start again.
+    options: KrunOptions,
     store: PathBuf,
     sources: SourceOptions,
     /// What a person wrote down about registries.
@@ -27,6 +33,7 @@ pub(crate) struct ImageStore {
 impl ImageStore {
     pub(crate) fn of(options: &KrunOptions) -> Self {
         Self {
+            options: options.clone(),
             store: options.image_store.clone(),
             sources: options.sources.clone(),
             registries: options.registries.clone(),
@@ -63,6 +70,12 @@ impl ImageStore {
         let sources = self.sources()?;
         let (disk, _) = bottle_image::pull(&spec.image, None, &sources, &self.store, reporter)?;
         Ok((disk, hold))
+    }
+
+    /// The catalog, in which the disks of bottles that were kept are in use.
+    fn catalog(&self) -> Catalog {
+        let needed = state::disk_files(&self.options);
+        Catalog::new(&self.store).needing(needed.iter().map(PathBuf::as_path))
     }
 
     /// Keeps images from being removed meanwhile.
@@ -136,15 +149,27 @@ impl Images for ImageStore {
     }
 
     async fn list(&self) -> Result<Vec<StoredImage>, BackendError> {
-        let work = |store: Self| Ok(Catalog::new(&store.store).list()?);
+        let work = |store: Self| Ok(store.catalog().list()?);
         self.work("list images".to_owned(), work).await
     }
 
     async fn inspect(&self, name: &str) -> Result<ImageRecord, BackendError> {
         let name = name.to_owned();
         self.work(format!("inspect image `{name}`"), move |store| {
-            let found = Catalog::new(&store.store).get(&name)?;
+            let found = store.catalog().get(&name)?;
             Ok(found.ok_or(ImageError::NotStored { name })?)
+        })
+        .await
+    }
+
+    async fn export(
+        &self,
+        name: &str,
+        mut to: Box<dyn Write + Send>,
+    ) -> Result<Exported, BackendError> {
+        let name = name.to_owned();
+        self.work(format!("export image `{name}`"), move |store| {
+            Ok(bottle_image::export(&store.store, &name, &mut *to)?)
         })
         .await
     }
@@ -152,13 +177,13 @@ impl Images for ImageStore {
     async fn remove(&self, name: &str) -> Result<Removed, BackendError> {
         let name = name.to_owned();
         self.work(format!("remove image `{name}`"), move |store| {
-            Ok(Catalog::new(&store.store).remove(&name)?)
+            Ok(store.catalog().remove(&name)?)
         })
         .await
     }
 
     async fn prune(&self, all: bool) -> Result<Removed, BackendError> {
-        let work = move |store: Self| Ok(Catalog::new(&store.store).prune(all)?);
+        let work = move |store: Self| Ok(store.catalog().prune(all)?);
         self.work("prune images".to_owned(), work).await
     }
 }

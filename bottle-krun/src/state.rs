@@ -276,6 +276,15 @@ pub(crate) fn list(options: &KrunOptions) -> Result<Vec<(BottleId, bool)>, State
     Ok(found)
 }
 
+/// Names the files of images that bottles which were kept need to start again.
+pub(crate) fn disk_files(options: &KrunOptions) -> Vec<PathBuf> {
+    let bottles = list(options).unwrap_or_default().into_iter();
+    bottles
+        .filter_map(|(id, _)| Stored::read(&Dirs::of(options, &id).spec()).ok())
+        .flat_map(Stored::into_disk_files)
+        .collect()
+}
+
 /// Removes what bottles left behind whose shim was killed; their records stay, and so does what
 /// keeps a bottle.
 ///

@@ -186,6 +186,14 @@ impl Stored {
         self.again.is_some()
     }
 
+    /// The files of the disk that a kept bottle needs to start again.
+    pub(crate) fn into_disk_files(self) -> Vec<PathBuf> {
+        let again = self.again.into_iter();
+        again
+            .flat_map(|again| [vec![again.disk.descriptor], again.disk.parts].concat())
+            .collect()
+    }
+
     /// Shows it in a list.
     pub(crate) fn summary(self, state: State) -> Summary {
         let kept = self.is_kept();

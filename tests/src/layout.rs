@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -84,18 +84,63 @@ pub fn write(dir: &Path, fault: Fault) -> Result<()> {
 ///
 /// What the file system says, and a `base` that is not such a layout.
 pub fn reconfigured(base: &Path, dir: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
-    let blobs = Path::new("blobs/sha256");
+    edited(base, dir, |_, config| {
+        change(&mut config["config"]);
+        Ok(())
+    })
+}
+
+/// Writes a layout of the one image that `base` has, with more layers (tar archives) on top, bottom
+/// first, into an empty directory; returns how many layers there are.
+///
+/// # Errors
+///
+/// As [`reconfigured`].
+pub fn layered(base: &Path, dir: &Path, layers: &[Vec<u8>]) -> Result<usize> {
+    let mut count = 0;
+    edited(base, dir, |manifest, config| {
+        for layer in layers {
+            let digest = format!("sha256:{}", put(dir, layer)?);
+            let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+            let mut descriptors = list(&manifest["layers"]);
+            descriptors.push(json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": digest, "size": layer.len(),
+            }));
+            count = descriptors.len();
+            manifest["layers"] = json!(descriptors);
+            let mut diff_ids = list(&config["rootfs"]["diff_ids"]);
+            diff_ids.push(json!(digest));
+            config["rootfs"]["diff_ids"] = json!(diff_ids);
+        }
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+/// Returns how many layers the one image of a layout has.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn count_layers(layout: &Path) -> Result<usize> {
+    let index = parse(&layout.join("index.json"))?;
+    let manifest = parse(&blob_of(layout, &index["manifests"][0]))?;
+    Ok(manifest["layers"].as_array().map_or(0, Vec::len))
+}
+
+fn edited(
+    base: &Path,
+    dir: &Path,
+    change: impl FnOnce(&mut Value, &mut Value) -> Result<()>,
+) -> Result<()> {
+    let blobs = Path::new(BLOBS);
     fs::create_dir_all(dir.join(blobs))?;
     for blob in fs::read_dir(base.join(blobs))? {
         let blob = blob?;
         symlink(blob.path(), dir.join(blobs).join(blob.file_name()))?;
     }
     fs::copy(base.join("oci-layout"), dir.join("oci-layout"))?;
-    let parse = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
-    let blob_of = |descriptor: &Value| {
-        let digest = descriptor["digest"].as_str().unwrap_or_default();
-        dir.join(blobs).join(digest.trim_start_matches("sha256:"))
-    };
     let replace = |descriptor: &mut Value, document: &Value| -> Result<()> {
         let bytes = document.to_string().into_bytes();
         descriptor["digest"] = json!(format!("sha256:{}", put(dir, &bytes)?));
@@ -103,19 +148,29 @@ pub fn reconfigured(base: &Path, dir: &Path, change: impl FnOnce(&mut Value)) ->
         Ok(())
     };
     let mut index = parse(&base.join("index.json"))?;
-    let mut manifest = parse(&blob_of(&index["manifests"][0]))?;
-    let mut config = parse(&blob_of(&manifest["config"]))?;
-    change(&mut config["config"]);
+    let mut manifest = parse(&blob_of(dir, &index["manifests"][0]))?;
+    let mut config = parse(&blob_of(dir, &manifest["config"]))?;
+    change(&mut manifest, &mut config)?;
     replace(&mut manifest["config"], &config)?;
     replace(&mut index["manifests"][0], &manifest)?;
     fs::write(dir.join("index.json"), index.to_string())?;
     Ok(())
 }
 
+fn parse(path: &Path) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+fn blob_of(layout: &Path, descriptor: &Value) -> PathBuf {
+    let digest = descriptor["digest"].as_str().unwrap_or_default();
+    let name = digest.trim_start_matches("sha256:");
+    layout.join(BLOBS).join(name)
+}
+
 /// Stores a blob and returns its digest, without `sha256:`.
 fn put(dir: &Path, bytes: &[u8]) -> Result<String> {
     let digest = hex(&Sha256::digest(bytes));
-    fs::write(dir.join("blobs/sha256").join(&digest), bytes)?;
+    fs::write(dir.join(BLOBS).join(&digest), bytes)?;
     Ok(digest)
 }
 
@@ -158,3 +213,5 @@ fn append(tar: &mut Builder<Vec<u8>>, name: &[u8], kind: EntryType, content: &[u
     tar.append(&header, content)?;
     Ok(())
 }
+
+const BLOBS: &str = "blobs/sha256";

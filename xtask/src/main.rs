@@ -16,6 +16,7 @@ mod task_bench;
 mod task_bindings;
 mod task_check;
 mod task_demo;
+mod task_fuzz;
 mod task_images;
 mod task_setup;
 mod task_smoke;
@@ -51,6 +52,8 @@ enum Task {
     Check,
     /// Show a bottle at work: one host allowed; another, a token and the host's loopback refused
     Demo,
+    /// Search for inputs that break a promise of a parser or writer
+    Fuzz(task_fuzz::Args),
     /// Build the images that bottles boot
     #[command(subcommand)]
     Images(task_images::Task),
@@ -90,6 +93,7 @@ fn work(args: &Args) -> Result<u8> {
         Task::Bindings(args) => task_bindings::run(&tree, args)?,
         Task::Check => task_check::run(&tree)?,
         Task::Demo => return task_demo::run(&tree),
+        Task::Fuzz(args) => task_fuzz::run(&tree, args)?,
         Task::Images(task) => task_images::run(&tree, task)?,
         Task::Outer { script, timeout } => {
             task_setup::for_outer(&tree)?;

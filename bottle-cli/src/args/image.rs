@@ -1,7 +1,15 @@
 //! `bottle image`.
 
+use std::path::PathBuf;
+
 use bottle_core::spec::ImageSource;
 use clap::{Args, Subcommand};
+
+/// What an exported archive is.
+const ARCHIVE: &str = "\
+`docker load`, `podman load`, `skopeo copy oci-archive:FILE …` and `bottle image import` read the \
+archive. The store keeps what layers hold, not the files they came as: layers are written anew and \
+uncompressed, with the same contents under other digests.";
 
 /// Flags of `image`.
 #[derive(Args, Debug)]
@@ -17,6 +25,9 @@ pub(crate) enum ImageCommand {
     Pull(PullArgs),
     /// Get an image from somewhere and give it another name
     Import(ImportArgs),
+    /// Write an image that is here to a file, as an OCI archive
+    #[command(after_help = ARCHIVE)]
+    Export(ExportArgs),
     /// List the images that are here
     Ls(ListArgs),
     /// Print all that is known of an image, as JSON
@@ -50,6 +61,17 @@ pub(crate) struct ImportArgs {
     /// Print what was imported, as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Flags of `image export`.
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: ImageSource,
+    /// Write to this file, or with `-` to standard output; a file is replaced once all is written
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub(crate) output: PathBuf,
 }
 
 /// Flags of `image ls`.

@@ -15,7 +15,7 @@ pub(crate) use self::bottles::{
     RmArgs, StopArgs, WaitArgs,
 };
 pub(crate) use self::doctor::DoctorArgs;
-pub(crate) use self::image::{ImageArgs, ImageCommand};
+pub(crate) use self::image::{ExportArgs, ImageArgs, ImageCommand};
 pub(crate) use self::start::StartArgs;
 pub(crate) use self::values::{EnvArg, SecretRef, Since};
 use crate::exit;
@@ -78,7 +78,7 @@ pub(crate) enum Command {
     Restart(RestartArgs),
     /// Remove bottles that have ended; their records stay
     Rm(RmArgs),
-    /// Get, list and remove images
+    /// Get, list, export and remove images
     Image(Box<ImageArgs>),
     /// Say what this host has, what it lacks, and how to get it
     Doctor(DoctorArgs),

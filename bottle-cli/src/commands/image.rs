@@ -11,16 +11,17 @@ use bottle_core::text::EscapedUpTo;
 use super::{json, print};
 use crate::args::{Args, ImageArgs, ImageCommand};
 use crate::exit::Status;
+use crate::exporting;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::printer::Printer;
 use crate::progress::Verbosity;
 use crate::pulling::Pulling;
-use crate::sizes::bytes;
+use crate::sizes::{bytes, layers};
 use crate::table::{ago, table};
 
 /// The longest name in a line, in characters.
-const MAX_NAME: usize = 256;
+pub(crate) const MAX_NAME: usize = 256;
 /// How much of a digest tells images apart, in characters without `sha256:`.
 const SHORT: usize = 12;
 
@@ -52,6 +53,9 @@ pub(super) async fn run(
                 json: import.json,
             };
             get(images, &wanted, host, printer, verbosity).await
+        }
+        ImageCommand::Export(export) => {
+            exporting::run(images, export, host, printer, verbosity).await
         }
         ImageCommand::Ls(list) => {
             let found = images.list().await?;
@@ -132,10 +136,7 @@ fn summary(pulled: &Pulled, since: Instant) -> String {
         return format!("`{name}` is here already");
     }
     let size = bytes(record.layers.iter().map(|layer| layer.size).sum());
-    let layers = match record.layers.len() {
-        1 => "1 layer".to_owned(),
-        many => format!("{many} layers"),
-    };
+    let layers = layers(record.layers.len());
     let took = since.elapsed().as_secs_f64();
     format!("`{name}` is here now: {layers}, {size}, in {took:.1}s")
 }

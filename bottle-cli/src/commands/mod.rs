@@ -4,7 +4,7 @@ mod attach;
 mod doctor;
 mod events;
 mod exec;
-mod image;
+pub(crate) mod image;
 mod inspect;
 mod list;
 mod logs;

@@ -182,6 +182,7 @@ impl Bench {
             variable: Box::new(move |name| variables.get(name).map(OsString::from)),
             stdin,
             stdout: Box::new(stdout.clone()),
+            stdout_is_terminal: terminal,
             stderr: Box::new(stderr.clone()),
             stderr_is_terminal: terminal,
             terminal: None,

@@ -1,9 +1,16 @@
 //! What `image` says and returns.
 
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use bottle_cli::exit::Status;
+use bottle_cli::host::Signal;
 use bottle_core::testing::FakeBackend;
 use insta::assert_snapshot;
 
-use crate::bench::{Bench, Output};
+use crate::bench::{Bench, Output, Pipe};
 
 /// Runs one command line against images that earlier ones left.
 async fn run(fake: &FakeBackend, args: &[&str]) -> Output {
@@ -135,4 +142,123 @@ async fn pruning_says_what_was_freed() {
     }
     ----- stderr
     "#);
+}
+
+/// The files of a directory.
+fn names(dir: &Path) -> Vec<OsString> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).collect()
+}
+
+#[tokio::test]
+async fn an_export_goes_to_standard_output_or_to_a_file() {
+    let fake = FakeBackend::new();
+    run(&fake, &["pull", "oci:/fake", "-q"]).await;
+    assert_snapshot!(timeless(&run(&fake, &["export", "oci:/fake"]).await), @r"
+    status: 0
+    ----- stdout
+    an archive
+    ----- stderr
+    `oci:/fake` is written to standard output: 1 layer, 11 B, in …
+    ");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("image.tar");
+    let link = dir.path().join("link");
+    symlink("image.tar", &link).unwrap();
+    for place in [&file, &link] {
+        let place = place.to_str().unwrap();
+        let output = run(&fake, &["export", "oci:/fake", "-o", place]).await;
+        assert_eq!(output.status, Status::DONE, "{output}");
+        assert!(output.stdout.is_empty(), "{output}");
+        assert!(
+            output.stderr.contains("image.tar`: 1 layer, 11 B"),
+            "{output}"
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), "an archive\n");
+        fs::write(&file, "older").unwrap();
+    }
+    assert!(link.is_symlink());
+    assert_eq!(names(dir.path()).len(), 2);
+}
+
+#[tokio::test]
+async fn a_terminal_gets_no_archive() {
+    let fake = FakeBackend::new();
+    run(&fake, &["pull", "oci:/fake", "-q"]).await;
+    let args = ["--backend", "fake", "image", "export", "oci:/fake"];
+    assert_snapshot!(Bench::with(fake).terminal().run(&args).await, @r"
+    status: 1
+    ----- stdout
+    ----- stderr
+    error: an archive is nothing for a terminal
+    hint: name a file with `--output FILE`, or send standard output to one or a program
+    ");
+}
+
+#[tokio::test]
+async fn an_export_that_fails_or_is_stopped_leaves_what_was_there() {
+    let fake = FakeBackend::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("image.tar");
+    fs::write(&file, "older").unwrap();
+    let place = file.to_str().unwrap();
+    assert_snapshot!(run(&fake, &["export", "oci:/fake", "-o", place]).await, @r"
+    status: 1
+    ----- stdout
+    ----- stderr
+    error: cannot export image `oci:/fake`
+      caused by: there is no such image here
+    ");
+    run(&fake, &["pull", "oci:/fake", "-q"]).await;
+    let bench = Bench::with(fake.hanging_exports());
+    bench.signals().send(Signal::Interrupt).await.unwrap();
+    let args = [
+        "--backend",
+        "fake",
+        "image",
+        "export",
+        "oci:/fake",
+        "-o",
+        place,
+    ];
+    assert_snapshot!(bench.run(&args).await, @r"
+    status: 130
+    ----- stdout
+    ----- stderr
+    ");
+    assert_eq!(names(dir.path()), ["image.tar"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "older");
+}
+
+#[tokio::test]
+async fn an_export_replaces_files_and_nothing_else() {
+    let fake = FakeBackend::new();
+    run(&fake, &["pull", "oci:/fake", "-q"]).await;
+    for place in ["/", "/dev/null"] {
+        let output = run(&fake, &["export", "oci:/fake", "-o", place]).await;
+        assert_eq!(output.status, Status::FAILED, "{output}");
+        assert!(
+            output
+                .stderr
+                .contains("it is a directory, a device or a pipe"),
+            "{output}"
+        );
+    }
+    let output = run(&fake, &["export", "oci:/fake", "-o", "/no/where/image.tar"]).await;
+    assert!(
+        output.stderr.contains("cannot write `/no/where/image.tar`"),
+        "{output}"
+    );
+}
+
+#[tokio::test]
+async fn a_reader_who_has_seen_enough_is_no_failure() {
+    let fake = FakeBackend::new();
+    run(&fake, &["pull", "oci:/fake", "-q"]).await;
+    let args = ["--backend", "fake", "image", "export", "oci:/fake"];
+    assert_snapshot!(Bench::with(fake).stdout(Pipe::closed()).run(&args).await, @r"
+    status: 0
+    ----- stdout
+    ----- stderr
+    ");
 }

@@ -26,7 +26,7 @@ async fn help_goes_to_standard_output() {
       wait     Wait until bottles have ended, and print the status of each
       restart  Start a bottle that was kept again, with the disk it had; one that runs is stopped first
       rm       Remove bottles that have ended; their records stay
-      image    Get, list and remove images
+      image    Get, list, export and remove images
       doctor   Say what this host has, what it lacks, and how to get it
       help     Print this message or the help of the given subcommand(s)
 
@@ -265,4 +265,31 @@ async fn flags_that_contradict_each_other_are_refused() {
     let output = Bench::new().start(&["--json", "--", "true"]).await;
     assert_eq!(output.status.0, 2, "{output}");
     assert!(output.stderr.contains("--dry-run"), "{output}");
+}
+
+#[tokio::test]
+async fn the_help_of_export_says_what_the_archive_is() {
+    assert_snapshot!(Bench::new().run(&["image", "export", "--help"]).await, @r"
+    status: 0
+    ----- stdout
+    Write an image that is here to a file, as an OCI archive
+
+    Usage: bottle image export [OPTIONS] <IMAGE>
+
+    Arguments:
+      <IMAGE>  The image
+
+    Options:
+      -o, --output <FILE>   Write to this file, or with `-` to standard output; a file is replaced once
+                            all is written [default: -]
+          --backend <NAME>  Use this backend [default: krun]
+      -v, --verbose         Say more: every stage of a start, and how it ended
+      -q, --quiet           Say nothing but errors
+      -h, --help            Print help
+
+    `docker load`, `podman load`, `skopeo copy oci-archive:FILE …` and `bottle image import` read the
+    archive. The store keeps what layers hold, not the files they came as: layers are written anew and
+    uncompressed, with the same contents under other digests.
+    ----- stderr
+    ");
 }

@@ -96,6 +96,13 @@ impl FakeBackend {
         self
     }
 
+    /// Lets every export of an image hang until its future is dropped.
+    #[must_use]
+    pub fn hanging_exports(self) -> Self {
+        self.0.images.hang_exports();
+        self
+    }
+
     /// Lets this happen in every bottle as soon as it runs.
     #[must_use]
     pub fn recording(self, what: Happening) -> Self {

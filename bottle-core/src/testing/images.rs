@@ -1,6 +1,9 @@
 //! Images in memory.
 
 use std::collections::BTreeMap;
+use std::future::pending;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -9,7 +12,8 @@ use serde_json::json;
 use super::fake::{FakeBackend, lock};
 use crate::backend::{BackendError, Blame, Hint};
 use crate::images::{
-    ImageRecord, Images, LayerRecord, NeededLayer, PullReporter, Pulled, Removed, StoredImage,
+    Exported, ImageRecord, Images, LayerRecord, NeededLayer, PullReporter, Pulled, Removed,
+    StoredImage,
 };
 use crate::spec::ImageSource;
 
@@ -18,9 +22,21 @@ const SIZE: u64 = 47_000_000;
 /// What it takes up.
 const DISK: u64 = 120_000_000;
 
+/// What an export writes.
+const ARCHIVE: &[u8] = b"an archive\n";
+
 /// What was pulled so far.
 #[derive(Debug, Default)]
-pub(super) struct FakeImages(Mutex<BTreeMap<String, ImageRecord>>);
+pub(super) struct FakeImages {
+    records: Mutex<BTreeMap<String, ImageRecord>>,
+    hang_exports: AtomicBool,
+}
+
+impl FakeImages {
+    pub(super) fn hang_exports(&self) {
+        self.hang_exports.store(true, Ordering::Relaxed);
+    }
+}
 
 #[async_trait]
 impl Images for FakeImages {
@@ -39,7 +55,7 @@ impl Images for FakeImages {
             });
         }
         let name = name.map_or_else(|| source.to_string(), str::to_owned);
-        let mut records = lock(&self.0);
+        let mut records = lock(&self.records);
         let stored = !records.is_empty();
         let digest = format!("sha256:{:064}", 1);
         reporter.found(&[NeededLayer {
@@ -67,7 +83,7 @@ impl Images for FakeImages {
     }
 
     async fn list(&self) -> Result<Vec<StoredImage>, BackendError> {
-        let records = lock(&self.0);
+        let records = lock(&self.records);
         let is_shared = records.len() > 1;
         let stored = records.values().map(|record| StoredImage {
             record: record.clone(),
@@ -79,12 +95,37 @@ impl Images for FakeImages {
     }
 
     async fn inspect(&self, name: &str) -> Result<ImageRecord, BackendError> {
-        let found = lock(&self.0).get(name).cloned();
+        let found = lock(&self.records).get(name).cloned();
         found.ok_or_else(|| unknown("inspect", name))
     }
 
+    async fn export(
+        &self,
+        name: &str,
+        mut to: Box<dyn Write + Send>,
+    ) -> Result<Exported, BackendError> {
+        let Some(record) = lock(&self.records).get(name).cloned() else {
+            return Err(unknown("export", name));
+        };
+        if self.hang_exports.load(Ordering::Relaxed) {
+            return pending().await;
+        }
+        let written = to.write_all(ARCHIVE).and_then(|()| to.flush());
+        written.map_err(|error| BackendError::Failed {
+            op: format!("export image `{name}`"),
+            blame: Blame::User,
+            hint: None,
+            source: error.into(),
+        })?;
+        Ok(Exported {
+            manifest: record.manifest,
+            layers: record.layers.len(),
+            bytes: ARCHIVE.len() as u64,
+        })
+    }
+
     async fn remove(&self, name: &str) -> Result<Removed, BackendError> {
-        let mut records = lock(&self.0);
+        let mut records = lock(&self.records);
         if records.remove(name).is_none() {
             return Err(unknown("remove", name));
         }
@@ -95,7 +136,7 @@ impl Images for FakeImages {
     }
 
     async fn prune(&self, all: bool) -> Result<Removed, BackendError> {
-        let mut records = lock(&self.0);
+        let mut records = lock(&self.records);
         if !all || records.is_empty() {
             return Ok(Removed::default());
         }

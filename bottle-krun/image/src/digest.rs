@@ -1,7 +1,7 @@
-//! SHA-256 digests, and a reader that computes one while the bytes go by.
+//! SHA-256 digests, and a reader and writer that computes one while the bytes go by.
 
 use std::fmt::{self, Debug, Display, Formatter};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use sha2::{Digest as _, Sha256};
 
@@ -67,16 +67,16 @@ fn nibble(digit: u8) -> Option<u8> {
     }
 }
 
-/// Hashes and counts everything that is read through it.
+/// Hashes and counts everything that is read or written through it.
 #[derive(Debug)]
-pub(crate) struct Hashed<R> {
-    inner: R,
+pub(crate) struct Hashed<I> {
+    inner: I,
     hash: Sha256,
     count: u64,
 }
 
-impl<R> Hashed<R> {
-    pub(crate) fn new(inner: R) -> Self {
+impl<I> Hashed<I> {
+    pub(crate) fn new(inner: I) -> Self {
         Self {
             inner,
             hash: Sha256::new(),
@@ -84,12 +84,12 @@ impl<R> Hashed<R> {
         }
     }
 
-    /// Bytes read so far.
+    /// Bytes so far.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// The digest of the bytes read so far.
+    /// The digest of the bytes so far.
     pub(crate) fn digest(&self) -> Digest {
         Digest(self.hash.clone().finalize().into())
     }
@@ -101,6 +101,19 @@ impl<R: Read> Read for Hashed<R> {
         self.hash.update(&buf[..read]);
         self.count += read as u64;
         Ok(read)
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(buf)?;
+        self.hash.update(&buf[..written]);
+        self.count += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -60,6 +60,21 @@ pub enum ImageError {
         /// What the bytes are.
         found: String,
     },
+    /// The archive of an image could not be written to where it was to go.
+    #[error("cannot write the archive")]
+    Export {
+        /// What stopped it.
+        source: io::Error,
+    },
+    /// The image is known, but some of its files are gone or damaged.
+    #[error(
+        "image `{}` is not whole any more; `bottle image pull` makes it whole again",
+        Escaped(name)
+    )]
+    Incomplete {
+        /// The image.
+        name: String,
+    },
     /// A bottle runs from the image that was to be removed.
     #[error(
         "cannot remove image `{}`: a bottle runs from it; stop it first",
@@ -195,6 +210,13 @@ pub enum ImageError {
         /// Where it should come from.
         place: String,
     },
+    /// The image has more entries than are kept in memory, and the temporary file in the store for
+    /// the others failed.
+    #[error("cannot use a temporary file of the store for the image's entries")]
+    Spill {
+        /// What stopped it.
+        source: io::Error,
+    },
     /// A part of the image is of a kind that this program does not know.
     #[error("{what} has the unsupported media type `{}`", Escaped(media_type))]
     UnsupportedMediaType {
@@ -227,6 +249,8 @@ impl ImageError {
             | Self::SizeMismatch { .. }
             | Self::UnsupportedMediaType { .. } => true,
             Self::Ambiguous { .. }
+            | Self::Export { .. }
+            | Self::Incomplete { .. }
             | Self::InUse { .. }
             | Self::Io { .. }
             | Self::MkfsFailed { .. }
@@ -235,6 +259,7 @@ impl ImageError {
             | Self::NotALayout { .. }
             | Self::NotStored { .. }
             | Self::Registry(_)
+            | Self::Spill { .. }
             | Self::UnknownReference { .. }
             | Self::UnsupportedSource { .. } => false,
         }

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! magic, writer's version
-//! entry …        code, path, then what the code calls for; numbers little-endian, every string
-//!                behind its length
+//! entry …        code, path, then what the code calls for (see `record`)
 //! end            code, bytes of the archive, blocks of the layer's image
 //! SHA-256        of everything before
 //! ```
@@ -15,46 +14,12 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::WRITER_VERSION;
 use crate::digest::Hashed;
-use crate::erofs::body::Body;
-use crate::tar::Rdev;
-use crate::tree::{Meta, NodeKind};
-
-/// What an archive says about one path, accepted and reduced to what matters.
-#[derive(Debug)]
-pub(crate) enum Record {
-    Dir(Meta),
-    /// To a path of the archive.
-    Link(Vec<u8>),
-    Opaque,
-    Put(Meta, Leaf),
-    Whiteout,
-}
-
-/// Anything but a directory.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Leaf {
-    Block(Rdev),
-    Char(Rdev),
-    Fifo,
-    File(Body),
-    Symlink(Box<[u8]>),
-}
-
-impl From<Leaf> for NodeKind {
-    fn from(leaf: Leaf) -> Self {
-        match leaf {
-            Leaf::Block(rdev) => Self::Block(rdev),
-            Leaf::Char(rdev) => Self::Char(rdev),
-            Leaf::Fifo => Self::Fifo,
-            Leaf::File(body) => Self::File(body),
-            Leaf::Symlink(target) => Self::Symlink(target),
-        }
-    }
-}
+use crate::record::{
+    Kind, MAX_PATH, Record, damaged, read_array, read_leaf, read_meta, read_string, write_leaf,
+    write_meta, write_string,
+};
 
 /// What is known at the end of a layer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -67,16 +32,12 @@ pub(crate) struct Summary {
 
 /// Writes a journal.
 pub(crate) struct Writer<'f> {
-    out: BufWriter<HashedWrite<'f>>,
+    out: BufWriter<Hashed<&'f File>>,
 }
 
 impl<'f> Writer<'f> {
     pub(crate) fn new(file: &'f File) -> io::Result<Self> {
-        let out = HashedWrite {
-            file,
-            hash: Sha256::new(),
-        };
-        let mut out = BufWriter::with_capacity(BUFFER, out);
+        let mut out = BufWriter::with_capacity(BUFFER, Hashed::new(file));
         out.write_all(MAGIC)?;
         out.write_all(&WRITER_VERSION.to_le_bytes())?;
         Ok(Self { out })
@@ -84,25 +45,21 @@ impl<'f> Writer<'f> {
 
     pub(crate) fn add(&mut self, path: &[u8], record: &Record) -> io::Result<()> {
         let code = match record {
-            Record::Dir(_) => DIR,
+            Record::Dir(_) => code_of(Kind::Dir),
             Record::Link(_) => LINK,
             Record::Opaque => OPAQUE,
-            Record::Put(_, Leaf::Block(_)) => BLOCK,
-            Record::Put(_, Leaf::Char(_)) => CHAR,
-            Record::Put(_, Leaf::Fifo) => FIFO,
-            Record::Put(_, Leaf::File(_)) => FILE,
-            Record::Put(_, Leaf::Symlink(_)) => SYMLINK,
+            Record::Put(_, leaf) => code_of(leaf.kind()),
             Record::Whiteout => WHITEOUT,
         };
         self.out.write_all(&[code])?;
-        self.string(path)?;
+        write_string(&mut self.out, path)?;
         match record {
-            Record::Dir(meta) => self.meta(meta),
-            Record::Link(target) => self.string(target),
+            Record::Dir(meta) => write_meta(&mut self.out, meta),
+            Record::Link(target) => write_string(&mut self.out, target),
             Record::Opaque | Record::Whiteout => Ok(()),
             Record::Put(meta, leaf) => {
-                self.meta(meta)?;
-                self.leaf(leaf)
+                write_meta(&mut self.out, meta)?;
+                write_leaf(&mut self.out, leaf)
             }
         }
     }
@@ -113,74 +70,9 @@ impl<'f> Writer<'f> {
         self.out.write_all(&summary.bytes.to_le_bytes())?;
         self.out.write_all(&summary.blocks.to_le_bytes())?;
         self.out.flush()?;
-        let HashedWrite { file, hash } = self.out.get_mut();
-        let hash = hash.clone().finalize();
-        file.write_all(&hash)
-    }
-
-    fn leaf(&mut self, leaf: &Leaf) -> io::Result<()> {
-        match leaf {
-            Leaf::Block(Rdev { major, minor }) | Leaf::Char(Rdev { major, minor }) => {
-                self.out.write_all(&major.to_le_bytes())?;
-                self.out.write_all(&minor.to_le_bytes())
-            }
-            Leaf::Fifo => Ok(()),
-            Leaf::File(Body { size, first }) => {
-                self.out.write_all(&size.to_le_bytes())?;
-                self.out.write_all(&first.to_le_bytes())
-            }
-            Leaf::Symlink(target) => self.string(target),
-        }
-    }
-
-    fn meta(&mut self, meta: &Meta) -> io::Result<()> {
-        let Meta {
-            mode,
-            uid,
-            gid,
-            mtime,
-            nanos,
-            xattrs,
-        } = meta;
-        self.out.write_all(&mode.to_le_bytes())?;
-        self.out.write_all(&uid.to_le_bytes())?;
-        self.out.write_all(&gid.to_le_bytes())?;
-        self.out.write_all(&mtime.to_le_bytes())?;
-        self.out.write_all(&nanos.to_le_bytes())?;
-        self.length(xattrs.len())?;
-        for (name, value) in xattrs {
-            self.string(name)?;
-            self.string(value)?;
-        }
-        Ok(())
-    }
-
-    fn string(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.length(bytes.len())?;
-        self.out.write_all(bytes)
-    }
-
-    /// The parser of archives has limits far below.
-    fn length(&mut self, length: usize) -> io::Result<()> {
-        let length = u16::try_from(length).map_err(|_| io::Error::from(ErrorKind::InvalidInput))?;
-        self.out.write_all(&length.to_le_bytes())
-    }
-}
-
-struct HashedWrite<'f> {
-    file: &'f File,
-    hash: Sha256,
-}
-
-impl Write for HashedWrite<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let hash = self.out.get_ref().digest();
+        self.out.write_all(hash.bytes())?;
+        self.out.flush()
     }
 }
 
@@ -209,81 +101,53 @@ impl<R: BufRead> Reader<R> {
 
     /// The next record and its path, or what is known at the end.
     pub(crate) fn next(&mut self) -> io::Result<Result<(Vec<u8>, Record), Summary>> {
-        let [code] = self.array()?;
+        let input = &mut self.input;
+        let [code] = read_array(input)?;
         if code == END {
             return Ok(Err(Summary {
-                bytes: u64::from_le_bytes(self.array()?),
-                blocks: u32::from_le_bytes(self.array()?),
+                bytes: u64::from_le_bytes(read_array(input)?),
+                blocks: u32::from_le_bytes(read_array(input)?),
             }));
         }
-        let path = self.string(MAX_PATH)?;
+        let path = read_string(input, MAX_PATH)?;
         let record = match code {
-            BLOCK => Record::Put(self.meta()?, Leaf::Block(self.rdev()?)),
-            CHAR => Record::Put(self.meta()?, Leaf::Char(self.rdev()?)),
-            DIR => Record::Dir(self.meta()?),
-            FIFO => Record::Put(self.meta()?, Leaf::Fifo),
-            FILE => {
-                let meta = self.meta()?;
-                let size = u64::from_le_bytes(self.array()?);
-                let first = u32::from_le_bytes(self.array()?);
-                Record::Put(meta, Leaf::File(Body { size, first }))
-            }
-            LINK => Record::Link(self.string(MAX_PATH)?),
+            LINK => Record::Link(read_string(input, MAX_PATH)?),
             OPAQUE => Record::Opaque,
-            SYMLINK => {
-                let meta = self.meta()?;
-                Record::Put(meta, Leaf::Symlink(self.string(MAX_PATH)?.into()))
-            }
             WHITEOUT => Record::Whiteout,
-            _ => return Err(damaged()),
+            _ => {
+                let kind = kind_of(code).ok_or_else(damaged)?;
+                let meta = read_meta(input)?;
+                match read_leaf(input, kind)? {
+                    Some(leaf) => Record::Put(meta, leaf),
+                    None => Record::Dir(meta),
+                }
+            }
         };
         Ok(Ok((path, record)))
     }
+}
 
-    fn meta(&mut self) -> io::Result<Meta> {
-        Ok(Meta {
-            mode: u16::from_le_bytes(self.array()?),
-            uid: u32::from_le_bytes(self.array()?),
-            gid: u32::from_le_bytes(self.array()?),
-            mtime: i64::from_le_bytes(self.array()?),
-            nanos: u32::from_le_bytes(self.array()?),
-            xattrs: {
-                let count = usize::from(u16::from_le_bytes(self.array()?));
-                let mut xattrs = Vec::new();
-                let mut left = MAX_XATTRS;
-                for _ in 0..count {
-                    let name = self.string(left)?;
-                    let value = self.string(left - name.len())?;
-                    left -= name.len() + value.len();
-                    xattrs.push((name.into(), value.into()));
-                }
-                xattrs
-            },
-        })
+fn code_of(kind: Kind) -> u8 {
+    match kind {
+        Kind::Block => BLOCK,
+        Kind::Char => CHAR,
+        Kind::Dir => DIR,
+        Kind::Fifo => FIFO,
+        Kind::File => FILE,
+        Kind::Symlink => SYMLINK,
     }
+}
 
-    fn rdev(&mut self) -> io::Result<Rdev> {
-        Ok(Rdev {
-            major: u32::from_le_bytes(self.array()?),
-            minor: u32::from_le_bytes(self.array()?),
-        })
-    }
-
-    fn string(&mut self, limit: usize) -> io::Result<Vec<u8>> {
-        let length = usize::from(u16::from_le_bytes(self.array()?));
-        if length > limit {
-            return Err(damaged());
-        }
-        let mut bytes = vec![0; length];
-        self.input.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.input.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
+fn kind_of(code: u8) -> Option<Kind> {
+    let kinds = [
+        Kind::Block,
+        Kind::Char,
+        Kind::Dir,
+        Kind::Fifo,
+        Kind::File,
+        Kind::Symlink,
+    ];
+    kinds.into_iter().find(|kind| code_of(*kind) == code)
 }
 
 /// What stands at the end of a journal; `None` if any byte of it is not as it was written.
@@ -329,20 +193,10 @@ pub(crate) fn verify(file: &mut File) -> io::Result<Option<Summary>> {
     Ok(if intact { summary() } else { None })
 }
 
-fn damaged() -> io::Error {
-    io::Error::new(
-        ErrorKind::InvalidData,
-        "the journal of the layer is damaged",
-    )
-}
-
 const MAGIC: &[u8; 8] = b"bottle-j";
 const HASH: usize = 32;
 const END_SIZE: usize = 1 + 8 + 4;
 const BUFFER: usize = 64 << 10;
-/// Paths and targets of links have at most 4095 bytes.
-const MAX_PATH: usize = 4096;
-const MAX_XATTRS: usize = 64 << 10;
 
 const END: u8 = b'E';
 const BLOCK: u8 = b'b';
@@ -361,6 +215,10 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::erofs::body::Body;
+    use crate::record::Leaf;
+    use crate::tar::Rdev;
+    use crate::tree::Meta;
 
     fn meta() -> Meta {
         Meta {

@@ -13,11 +13,13 @@
 //! catalog  names -> images, what they take up          removal of what nobody needs
 //!   store  temporary file, fsync, rename               one conversion per key at a time
 //! convert  all of the above, in this order             layers in parallel
+//!  export  entries and bodies -> an OCI archive        the way back
 //! ```
 //!
 //! Nothing is extracted to the host's file system: layers are parsed and written as disk image
-//! files, so path traversal does not exist. Memory grows with the number of entries (which is
-//! limited), never with their contents. The same layers give the same bytes, and images that have
+//! files, so path traversal does not exist. Memory grows with the number of entries and their names
+//! (both are limited), never with their contents; what else is known of them is kept in a temporary
+//! file if there are many. The same layers give the same bytes, and images that have
 //! a layer in common share its file.
 #![forbid(unsafe_code)]
 
@@ -26,12 +28,18 @@ mod convert;
 mod digest;
 mod erofs;
 mod error;
+mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod journal;
 mod layer;
 mod options;
 mod overlay;
 mod pipe;
+mod record;
 mod source;
+mod spill;
 mod store;
 mod tar;
 mod tree;
@@ -54,6 +62,7 @@ use crate::tree::Limits;
 // The front door: these names are the contract, the modules are not.
 pub use crate::catalog::{Catalog, Hold};
 pub use crate::error::{EntryProblem, ImageError};
+pub use crate::export::export;
 pub use crate::options::{Input, Proxies, RegistryRule, SourceOptions, Timeouts};
 pub use crate::overlay::make_overlay;
 pub use crate::source::registry::error::{CredentialError, RegistryError};

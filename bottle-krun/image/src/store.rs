@@ -47,6 +47,11 @@ impl Shelf {
         Ok(Self { dir })
     }
 
+    /// Where files without a name can be made.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the file `extension` of `key` is once it is published.
     pub(crate) fn path(&self, key: &str, extension: &str) -> PathBuf {
         self.dir
@@ -184,7 +189,8 @@ fn remove_if_unlocked(path: &Path) -> io::Result<()> {
     }
 }
 
-const PARTIAL: &str = "partial";
+/// The extension of what is being written.
+pub(crate) const PARTIAL: &str = "partial";
 
 #[cfg(test)]
 mod tests {

@@ -35,17 +35,30 @@ pub(super) struct PortError {
     source: io::Error,
 }
 
+/// What to do about the errors that a person can do something about.
+const HINTS: [(io::ErrorKind, &str); 3] = [
+    (
+        io::ErrorKind::AddrInUse,
+        "another program listens there; publish another port",
+    ),
+    (
+        io::ErrorKind::AddrNotAvailable,
+        "name an address of this host",
+    ),
+    (
+        io::ErrorKind::PermissionDenied,
+        "ports below 1024 are root's; publish a higher one",
+    ),
+];
+
 impl PortError {
     /// Returns what a person can do about it.
     pub(super) fn hint(&self) -> Option<&'static str> {
-        match self.source.kind() {
-            io::ErrorKind::AddrInUse => Some("another program listens there; publish another port"),
-            io::ErrorKind::PermissionDenied => {
-                Some("ports below 1024 are root's; publish a higher one")
-            }
-            io::ErrorKind::AddrNotAvailable => Some("name an address of this host"),
-            _ => None,
-        }
+        let kind = self.source.kind();
+        HINTS
+            .iter()
+            .find(|(known, _)| *known == kind)
+            .map(|(_, hint)| *hint)
     }
 }
 

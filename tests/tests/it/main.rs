@@ -14,6 +14,7 @@ mod exec;
 mod files;
 mod image_config;
 mod kill;
+mod layers;
 mod refused;
 mod registry;
 mod servers;

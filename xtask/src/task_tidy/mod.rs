@@ -15,7 +15,7 @@ use crate::run::Run;
 use crate::tree::Tree;
 
 /// The top level of the tree. A new entry is a decision, made here and in ARCHITECTURE.md.
-const TOP_LEVEL: [&str; 22] = [
+const TOP_LEVEL: [&str; 23] = [
     ".cargo",
     ".ci",
     ".config",
@@ -33,6 +33,7 @@ const TOP_LEVEL: [&str; 22] = [
     "clippy.toml",
     "deny.toml",
     "docs",
+    "fuzz",
     "images",
     "rustfmt.toml",
     "rustfmt.unstable.toml",

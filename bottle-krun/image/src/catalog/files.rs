@@ -1,6 +1,7 @@
 //! The files of the store that images need, and those that none does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -9,9 +10,11 @@ use std::path::{Path, PathBuf};
 use bottle_core::images::ImageRecord;
 
 use super::remove_file;
+use crate::WRITER_VERSION;
 use crate::convert::image::key_of;
 use crate::digest::Digest;
 use crate::error::{ImageError, io_at};
+use crate::store::PARTIAL;
 
 /// The name that images of these layers share: their disks are the same.
 pub(super) fn key(record: &ImageRecord) -> String {
@@ -26,18 +29,24 @@ pub(super) fn is_locked(store: &Path, key: &str) -> Result<bool, ImageError> {
         if stem(&path) != Some(key) {
             continue;
         }
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(io_at("open", &path)(error)),
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(true),
-            Err(TryLockError::Error(error)) => return Err(io_at("lock", &path)(error)),
+        if is_file_locked(&path)? {
+            return Ok(true);
         }
     }
     Ok(false)
+}
+
+fn is_file_locked(path: &Path) -> Result<bool, ImageError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(io_at("open", path)(error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(io_at("lock", path)(error)),
+    }
 }
 
 /// What a set of images needs.
@@ -48,10 +57,16 @@ pub(super) struct Kept<'s> {
     layers: BTreeMap<String, BTreeSet<String>>,
     /// Keys of disks.
     disks: BTreeSet<String>,
+    /// Names of files that others need.
+    needed: &'s BTreeSet<OsString>,
 }
 
 impl<'s> Kept<'s> {
-    pub(super) fn of(store: &'s Path, records: &[ImageRecord]) -> Self {
+    pub(super) fn of(
+        store: &'s Path,
+        records: &[ImageRecord],
+        needed: &'s BTreeSet<OsString>,
+    ) -> Self {
         let mut layers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for record in records {
             for layer in hexes(record) {
@@ -62,6 +77,7 @@ impl<'s> Kept<'s> {
             store,
             layers,
             disks: records.iter().map(key).collect(),
+            needed,
         }
     }
 
@@ -101,6 +117,15 @@ impl<'s> Kept<'s> {
         Ok(bytes)
     }
 
+    fn any_is_locked(&self, disks: Option<&BTreeSet<String>>) -> Result<bool, ImageError> {
+        for disk in disks.into_iter().flatten() {
+            if is_locked(self.store, disk)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn remove(&self, wanted: impl Fn(&str) -> bool) -> Result<u64, ImageError> {
         let mut bytes = 0;
         // Disks first: none may be left whose layers have gone.
@@ -109,13 +134,23 @@ impl<'s> Kept<'s> {
                 let Some(stem) = stem(&path).filter(|stem| wanted(stem)) else {
                     continue;
                 };
-                let needed = if is_disk {
-                    self.disks.contains(stem)
+                let (needed, is_running) = if is_disk {
+                    // A disk that lost its name may still have a bottle that runs from it.
+                    (self.disks.contains(stem), is_locked(self.store, stem)?)
                 } else {
-                    self.layers.contains_key(stem)
+                    let users = self.layers.get(stem);
+                    (users.is_some(), self.any_is_locked(users)?)
                 };
-                // A disk that lost its name may still have a bottle that runs from it.
-                if needed || (is_disk && is_locked(self.store, stem)?) {
+                let stays = match Use::of(&path) {
+                    Use::Disk => needed || (is_disk && is_running),
+                    Use::Former => is_running,
+                    Use::Partial => is_file_locked(&path)?,
+                };
+                if stays
+                    || path
+                        .file_name()
+                        .is_some_and(|name| self.needed.contains(name))
+                {
                     continue;
                 }
                 bytes += size(&path)?;
@@ -123,6 +158,33 @@ impl<'s> Kept<'s> {
             }
         }
         Ok(bytes)
+    }
+}
+
+/// What a file of the store is good for.
+enum Use {
+    /// Part of a disk: of those that this program makes, or of a later one's.
+    Disk,
+    /// Part of a disk that a former version of this program made: of use to bottles that still run
+    /// from it.
+    Former,
+    /// To whoever is writing it.
+    Partial,
+}
+
+impl Use {
+    fn of(path: &Path) -> Self {
+        if path.extension().is_some_and(|found| found == PARTIAL) {
+            return Self::Partial;
+        }
+        let name = path.file_name().and_then(|name| name.to_str());
+        let version = name
+            .and_then(|name| name.split_once("-w")?.1.split('.').next())
+            .and_then(|version| version.parse::<u32>().ok());
+        match version {
+            Some(WRITER_VERSION..) => Self::Disk,
+            Some(_) | None => Self::Former,
+        }
     }
 }
 
@@ -142,7 +204,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
 }
 
 /// What a file's name begins with: the key it was made for.
-fn stem(path: &Path) -> Option<&str> {
+pub(super) fn stem(path: &Path) -> Option<&str> {
     let name = path.file_name()?.to_str()?;
     let (stem, _version) = name.split_once("-w")?;
     Some(stem)

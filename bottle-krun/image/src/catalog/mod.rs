@@ -3,8 +3,8 @@
 //! ```text
 //! STORE/lock                  shared while images are added or started, exclusive to remove
 //! STORE/names/<hash>.json     one record a name: manifest, config, layers
-//! STORE/images/<key>-w2.*     an image's own disk; a bottle holds a shared lock on the descriptor
-//! STORE/layers/<diff id>-w2.* shared between images
+//! STORE/images/<key>-wV.*     an image's own disk; a bottle holds a shared lock on the descriptor
+//! STORE/layers/<diff id>-wV.* shared between images; V is the writer's version
 //! STORE/blobs/*.partial       downloads that were cut off and may go on
 //! ```
 //!
@@ -15,6 +15,8 @@ mod files;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -31,6 +33,8 @@ use crate::error::{ImageError, io_at};
 #[derive(Clone, Debug)]
 pub struct Catalog {
     store: PathBuf,
+    /// Names of files that are in use though nobody runs from them.
+    needed: BTreeSet<OsString>,
 }
 
 /// Keeps what it holds from being removed, or everybody else from using it, until dropped.
@@ -43,7 +47,16 @@ impl Catalog {
     pub fn new(store: &Path) -> Self {
         Self {
             store: store.to_owned(),
+            needed: BTreeSet::new(),
         }
+    }
+
+    /// Counts these files of the store as in use, though nobody runs from them now.
+    #[must_use]
+    pub fn needing<'p>(mut self, files: impl IntoIterator<Item = &'p Path>) -> Self {
+        let names = files.into_iter().filter_map(Path::file_name);
+        self.needed.extend(names.map(OsStr::to_owned));
+        self
     }
 
     /// Keeps images from being removed meanwhile; for who adds one or is about to start from it.
@@ -97,7 +110,7 @@ impl Catalog {
     /// [`ImageError::Io`].
     pub fn list(&self) -> Result<Vec<StoredImage>, ImageError> {
         let records = self.records()?;
-        let kept = Kept::of(&self.store, &records);
+        let kept = Kept::of(&self.store, &records, &self.needed);
         let listed = records.iter().map(|record| {
             let (own_bytes, shared_bytes) = kept.sizes(record)?;
             Ok(StoredImage {
@@ -114,7 +127,7 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// [`ImageError::InUse`] if a bottle runs from it and no other name has the same disk,
+    /// [`ImageError::InUse`] if a bottle runs from it, or needs it to start again, and no other name has the same disk,
     /// [`ImageError::NotStored`] if there is no such name, [`ImageError::Io`].
     pub fn remove(&self, name: &str) -> Result<Removed, ImageError> {
         let _alone = self.alone()?;
@@ -134,15 +147,15 @@ impl Catalog {
             });
         }
         remove_file(&self.path_of(name))?;
-        let bytes = Kept::of(&self.store, &left).remove_others_of(&record)?;
+        let bytes = Kept::of(&self.store, &left, &self.needed).remove_others_of(&record)?;
         Ok(Removed {
             names: vec![name.to_owned()],
             bytes,
         })
     }
 
-    /// Removes leftovers: files that no image needs and cut-off downloads; with `all`, every image
-    /// that no bottle runs from as well.
+    /// Removes leftovers: files that no image needs or that only a former version of this program
+    /// could use, and cut-off downloads; with `all`, every image that no bottle runs from as well.
     ///
     /// # Errors
     ///
@@ -159,7 +172,7 @@ impl Catalog {
                 left.push(record);
             }
         }
-        let bytes = Kept::of(&self.store, &left).remove_others()?;
+        let bytes = Kept::of(&self.store, &left, &self.needed).remove_others()?;
         Ok(Removed { names, bytes })
     }
 
@@ -179,7 +192,10 @@ impl Catalog {
     }
 
     fn is_in_use(&self, record: &ImageRecord) -> Result<bool, ImageError> {
-        files::is_locked(&self.store, &files::key(record))
+        let key = files::key(record);
+        let mut needed = self.needed.iter().map(Path::new);
+        Ok(needed.any(|name| files::stem(name) == Some(&key))
+            || files::is_locked(&self.store, &key)?)
     }
 
     /// Waits until nobody adds or starts images, and keeps it so.

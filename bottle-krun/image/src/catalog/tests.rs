@@ -123,6 +123,21 @@ fn an_image_in_use_stays() {
 }
 
 #[test]
+fn what_a_bottle_needs_to_start_again_stays_even_if_its_name_moved_on() {
+    let store = Store::new();
+    let disk = store.add("a", &["base"]);
+    let layer = store.dir.path().join(layer_file("base"));
+    let needing = Catalog::new(store.dir.path()).needing([disk.as_path(), layer.as_path()]);
+    let refused = needing.remove("a").unwrap_err();
+    assert!(matches!(refused, ImageError::InUse { .. }), "{refused}");
+    store.add("a", &["another"]);
+    needing.prune(false).unwrap();
+    assert!(disk.exists() && layer.exists());
+    store.catalog.prune(false).unwrap();
+    assert!(!disk.exists() && !layer.exists());
+}
+
+#[test]
 fn pruning_takes_leftovers_and_nothing_else() {
     let store = Store::new();
     let disk = store.add("a", &["base"]);
@@ -135,6 +150,46 @@ fn pruning_takes_leftovers_and_nothing_else() {
     assert!(disk.exists() && store.has(&layer_file("base")));
     assert!(!store.has("blobs/cut-off.partial") && !store.has(&layer_file("nobody's")));
     assert_eq!(store.names(), ["a"]);
+}
+
+#[test]
+fn pruning_takes_what_a_former_version_made_of_images_that_stay() {
+    let store = Store::new();
+    let disk = store.add("a", &["base"]);
+    let key = files::key(&store.catalog.get("a").unwrap().unwrap());
+    let former = [
+        layer_file("base").replace("-w2.", "-w1."),
+        layer_file("base").replace("-w2.erofs", "-w1.entries"),
+        format!("images/{key}-w1.meta"),
+        format!("images/{key}-w1.vmdk"),
+    ];
+    let later = layer_file("base").replace("-w2.", "-w3.");
+    for path in former.iter().chain([&later]) {
+        store.write(path, 4096);
+    }
+    let bottle = File::open(store.dir.path().join(&former[3])).unwrap();
+    bottle.lock_shared().unwrap();
+    assert_eq!(store.catalog.prune(false).unwrap(), Removed::default());
+    drop(bottle);
+    assert_eq!(store.catalog.prune(false).unwrap().bytes, 4 * 4096);
+    assert!(!former.iter().any(|path| store.has(path)));
+    assert!(disk.exists() && store.has(&layer_file("base")) && store.has(&later));
+}
+
+#[test]
+fn pruning_takes_what_nobody_writes_any_more() {
+    let store = Store::new();
+    store.add("a", &["base"]);
+    let [left, busy] = ["erofs", "entries"].map(|extension| {
+        let path = layer_file("base").replace("erofs", extension);
+        format!("{path}.partial")
+    });
+    store.write(&left, 4096);
+    store.write(&busy, 4096);
+    let writer = File::open(store.dir.path().join(&busy)).unwrap();
+    writer.lock().unwrap();
+    assert_eq!(store.catalog.prune(false).unwrap().bytes, 4096);
+    assert!(store.has(&busy) && !store.has(&left));
 }
 
 #[test]

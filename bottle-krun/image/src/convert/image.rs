@@ -4,13 +4,14 @@ use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::convert::{Disk, Shelves, Stored, apply, layer};
+use crate::convert::{Disk, Shelves, Stored, apply, layer, refused};
 use crate::digest::Digest;
 use crate::erofs::body::Body;
 use crate::erofs::{self, BLOCK, Form};
 use crate::error::{ImageError, io_at};
-use crate::journal::{Leaf, Reader, Record};
+use crate::journal::Reader;
 use crate::layer::LayerBlob;
+use crate::record::{Leaf, Record};
 use crate::source::layout::open_regular;
 use crate::tar::components;
 use crate::tree::{Limits, PutError, Tree};
@@ -103,7 +104,7 @@ fn merge(
     layers: &[Stored<'_>],
     limits: &Limits,
 ) -> Result<(Tree, Vec<(PathBuf, u64)>), ImageError> {
-    let mut tree = Tree::new(limits);
+    let mut tree = Tree::new(limits, shelves.images.dir());
     let mut starts: Vec<(Digest, u64)> = Vec::new();
     let mut parts: Vec<(PathBuf, u64)> = Vec::new();
     let mut next = 0;
@@ -141,20 +142,13 @@ fn replay(tree: &mut Tree, path: &Path, layer: &Stored<'_>, start: u64) -> Resul
         components(&name)
             .map_err(PutError::from)
             .and_then(|components| apply(tree, &components, record))
-            .map_err(|error| match error {
-                PutError::Limit { what, limit } => ImageError::Limit { what, limit },
-                PutError::Problem(source) => ImageError::BadEntry {
-                    layer: layer.blob.digest.to_string(),
-                    path: String::from_utf8_lossy(&name).into_owned(),
-                    source,
-                },
-            })?;
+            .map_err(|error| refused(layer.blob, &name, error))?;
     }
     Ok(())
 }
 
 /// Where a body is, counted from the end of the metadata.
-fn place(body: Body, blocks: u32, start: u64) -> io::Result<Body> {
+pub(crate) fn place(body: Body, blocks: u32, start: u64) -> io::Result<Body> {
     let Body { size, first } = body;
     let end = u64::from(first).saturating_add(size.div_ceil(BLOCK));
     if size > 0 && end > u64::from(blocks) {

@@ -3,18 +3,20 @@
 use std::io::{self, BufReader, Read};
 use std::mem;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::thread;
 
 use tracing::{debug, warn};
 
-use crate::convert::apply;
+use crate::convert::{apply, refused};
 use crate::digest::{Digest, Hashed};
 use crate::erofs::body::{Bodies, StoreError};
 use crate::erofs::{self, BLOCK, Form, is_representable};
 use crate::error::{EntryProblem, ImageError, io_at};
-use crate::journal::{self, Leaf, Record, Summary};
+use crate::journal::{self, Summary};
 use crate::layer::{LayerBlob, LayerReader, OverLimit, Progress};
 use crate::pipe::pipe;
+use crate::record::{Leaf, Record};
 use crate::source::Blobs;
 use crate::source::layout::open_regular;
 use crate::store::{Partial, Shelf};
@@ -76,7 +78,15 @@ pub(crate) fn make(
         return Ok(summary);
     }
     let journal = shelf.lock(&key, JOURNAL)?;
-    let summary = write(source, blob, &image, &journal, limits, progress)?;
+    let summary = write(
+        source,
+        blob,
+        &image,
+        &journal,
+        shelf.dir(),
+        limits,
+        progress,
+    )?;
     // In this order an image implies a journal.
     shelf.publish([journal, image])?;
     Ok(summary)
@@ -89,13 +99,14 @@ fn write(
     blob: &LayerBlob,
     image: &Partial,
     journal: &Partial,
+    spill: &Path,
     limits: &Limits,
     progress: Progress<'_>,
 ) -> Result<Summary, ImageError> {
     let image_error = || io_at("write", image.path());
     let journal_error = || io_at("write", journal.path());
     let mut layer = Layer {
-        tree: Tree::new(limits),
+        tree: Tree::new(limits, spill),
         bodies: Bodies::new(image.file().try_clone().map_err(image_error())?),
         journal: journal::Writer::new(journal.file()).map_err(journal_error())?,
         limits: *limits,
@@ -142,6 +153,7 @@ fn write(
                     Some(error) => error,
                     None => reader.explain(|layer| ImageError::UnreadableLayer { layer, source }),
                 },
+                Fault::Spill(source) => ImageError::Spill { source },
                 Fault::Write(source) => image_error()(source),
             });
         }
@@ -152,14 +164,8 @@ fn write(
         journal,
         ..
     } = layer;
-    tree.keep_marks().map_err(|error| match error {
-        PutError::Limit { what, limit } => ImageError::Limit { what, limit },
-        PutError::Problem(source) => ImageError::BadEntry {
-            layer: blob.digest.to_string(),
-            path: String::new(),
-            source,
-        },
-    })?;
+    tree.keep_marks()
+        .map_err(|error| refused(blob, b"", error))?;
     let end = bodies.finish().map_err(image_error())?;
     let blocks = erofs::write(&tree, Form::Layer { end }, image.file()).map_err(image_error())?;
     let summary = Summary { bytes, blocks };
@@ -179,6 +185,7 @@ enum Fault {
         limit: u64,
     },
     Read(io::Error),
+    Spill(io::Error),
     Write(io::Error),
 }
 
@@ -209,6 +216,7 @@ impl Layer<'_> {
                     Refusal::Journal(error) => Fault::Journal(error),
                     Refusal::Put(PutError::Problem(problem)) => Fault::Entry { path, problem },
                     Refusal::Put(PutError::Limit { what, limit }) => Fault::Limit { what, limit },
+                    Refusal::Put(PutError::Spill(kind)) => Fault::Spill(kind.into()),
                     Refusal::Store(StoreError::Truncated) => Fault::Entry {
                         path,
                         problem: EntryProblem::Truncated,
@@ -334,9 +342,11 @@ impl<'p> Whiteout<'p> {
     }
 }
 
-const WHITEOUT: &[u8] = b".wh.";
+/// In front of a name that lower layers have.
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 const AUFS: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+/// In a directory of which lower layers have something.
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Attributes by which the overlay driver would take orders from an image.
 const OVERLAY_PRIVATE: &[u8] = b"trusted.overlay.";
 const BUFFER: usize = 256 << 10;

@@ -20,8 +20,9 @@ use bottle_core::images::{NeededLayer, PullReporter};
 
 use crate::digest::Digest;
 use crate::error::ImageError;
-use crate::journal::{Record, Summary};
+use crate::journal::Summary;
 use crate::layer::{Budget, LayerBlob, Progress};
+use crate::record::Record;
 use crate::source::Blobs;
 use crate::store::Shelf;
 use crate::tar::components;
@@ -195,13 +196,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Does to a tree what a record says.
-fn apply(tree: &mut Tree, path: &[&[u8]], record: Record) -> Result<(), PutError> {
+pub(crate) fn apply(tree: &mut Tree, path: &[&[u8]], record: Record) -> Result<(), PutError> {
     match record {
-        Record::Dir(meta) => tree.put_dir(path, meta),
+        Record::Dir(meta) => tree.put_dir(path, &meta),
         Record::Link(target) => tree.link(path, &components(&target)?),
         Record::Opaque => tree.opaque(path),
-        Record::Put(meta, leaf) => tree.put(path, meta, leaf.into()),
+        Record::Put(meta, leaf) => tree.put(path, &meta, &leaf),
         Record::Whiteout => tree.whiteout(path),
+    }
+}
+
+/// Words why an entry of a layer cannot become part of a tree.
+pub(crate) fn refused(layer: &LayerBlob, path: &[u8], error: PutError) -> ImageError {
+    match error {
+        PutError::Limit { what, limit } => ImageError::Limit { what, limit },
+        PutError::Problem(source) => ImageError::BadEntry {
+            layer: layer.digest.to_string(),
+            path: String::from_utf8_lossy(path).into_owned(),
+            source,
+        },
+        PutError::Spill(kind) => ImageError::Spill {
+            source: kind.into(),
+        },
     }
 }
 

@@ -1,10 +1,9 @@
 //! Directories: blocks of 12-byte entries followed by the names they point at.
 
-use std::collections::BTreeMap;
 use std::iter;
 
 use crate::erofs::{BLOCK, BLOCK_SIZE};
-use crate::tree::{Child, Ino};
+use crate::tree::{Children, Ino};
 
 /// A name, and what it names.
 type Named<'t> = (&'t [u8], Option<Ino>);
@@ -16,10 +15,10 @@ pub(crate) struct Dirents<'t> {
 }
 
 impl<'t> Dirents<'t> {
-    pub(crate) fn new(children: &'t BTreeMap<Box<[u8]>, Child>) -> Self {
+    pub(crate) fn new(children: &'t Children) -> Self {
         let mut names: Vec<_> = children
             .iter()
-            .map(|(name, child)| (&**name, Some(child.ino)))
+            .map(|(name, child)| (name, Some(child.ino)))
             .chain([(&b"."[..], None), (&b".."[..], None)])
             .collect();
         // Some names sort before the dot; and the whole was nearly sorted.

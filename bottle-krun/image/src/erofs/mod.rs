@@ -26,8 +26,9 @@ use std::os::unix::fs::FileExt;
 
 use self::dir::Dirents;
 pub(crate) use self::xattr::is_representable;
+use crate::record::{Kind, Leaf};
 use crate::tar::Rdev;
-use crate::tree::{Ino, Node, NodeKind, Tree};
+use crate::tree::{Details, Ino, Tree};
 
 /// Where bodies are, seen from the image that is written.
 #[derive(Clone, Copy, Debug)]
@@ -87,15 +88,15 @@ struct Plan {
 
 #[derive(Clone, Copy, Default)]
 struct InodePlace {
-    /// In units of 32 bytes from the start of the metadata; the number that directories hold.
-    nid: u64,
-    /// First block of what is stored in whole blocks.
-    start: u32,
-    /// Bytes that stand behind the inode.
-    tail: u32,
-    links: u32,
     /// Of the body.
     size: u64,
+    /// In units of 32 bytes from the start of the metadata; the number that directories hold.
+    nid: u32,
+    /// First block of what is stored in whole blocks.
+    start: u32,
+    links: u32,
+    /// Bytes that stand behind the inode: less than a block.
+    tail: u16,
 }
 
 impl Plan {
@@ -111,23 +112,28 @@ impl Plan {
         let mut at = 0;
         let mut blocks = 0;
         for &ino in &order {
-            let node = tree.node(ino);
-            let place = &mut places[ino];
-            place.size = match &node.kind {
-                NodeKind::Dir(children) => Dirents::new(children).size(),
-                NodeKind::Symlink(target) => target.len() as u64,
-                NodeKind::File(body) => body.size,
-                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo => 0,
+            let Details { meta, leaf } = tree.details(ino)?;
+            let place = &mut places[ino as usize];
+            let head = INODE + xattr::size(&meta.xattrs);
+            let ours = match (&leaf, tree.entries(ino)) {
+                (None, children) => children.map(|it| Dirents::new(it).size()),
+                (Some(Leaf::Symlink(target)), _) => Some(target.len() as u64),
+                (Some(Leaf::File(body)), _) => {
+                    place.size = body.size;
+                    // Counted as its form counts.
+                    place.start = body.first;
+                    None
+                }
+                (Some(Leaf::Block(_) | Leaf::Char(_) | Leaf::Fifo), _) => None,
             };
-            let head = INODE + xattr::size(&node.meta.xattrs);
-            let is_ours = matches!(node.kind, NodeKind::Dir(_) | NodeKind::Symlink(_));
-            if is_ours {
-                place.tail = inline_tail(place.size, head);
+            if let Some(size) = ours {
+                place.size = size;
+                place.tail = inline_tail(size, head);
             }
             at = aligned(at, head, place.tail);
-            place.nid = at / NID_UNIT;
+            place.nid = block_number(at / NID_UNIT)?;
             at += head + u64::from(place.tail);
-            if is_ours {
+            if ours.is_some() {
                 // Counted from the end of the metadata for now.
                 place.start = block_number(blocks)?;
                 blocks += (place.size - u64::from(place.tail)).div_ceil(BLOCK);
@@ -140,13 +146,11 @@ impl Plan {
             Form::Layer { .. } => (end, 0),
         };
         for &ino in &order {
-            let start = &mut places[ino].start;
-            *start = match &tree.node(ino).kind {
-                NodeKind::File(body) => {
-                    block_number(u64::from(bodies_start) + u64::from(body.first))?
-                }
-                NodeKind::Dir(_) | NodeKind::Symlink(_) => *start + blocks_start,
-                NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo => 0,
+            let start = &mut places[ino as usize].start;
+            *start = match tree.kind(ino) {
+                Kind::File => block_number(u64::from(bodies_start) + u64::from(*start))?,
+                Kind::Dir | Kind::Symlink => *start + blocks_start,
+                Kind::Block | Kind::Char | Kind::Fifo => 0,
             };
         }
         Ok(Self {
@@ -162,28 +166,29 @@ impl Plan {
     fn write_inodes(&self, tree: &Tree, out: &mut impl Write) -> io::Result<()> {
         let mut at = 0;
         for (number, &ino) in self.order.iter().enumerate() {
-            let node = tree.node(ino);
-            let place = &self.places[ino];
-            zeros(out, place.nid * NID_UNIT - at)?;
-            let xattrs = xattr::body(&node.meta.xattrs);
-            out.write_all(&inode(node, place, number, xattrs.len()))?;
+            let details = tree.details(ino)?;
+            let place = self.place(ino);
+            let start = u64::from(place.nid) * NID_UNIT;
+            zeros(out, start - at)?;
+            let xattrs = xattr::body(&details.meta.xattrs);
+            out.write_all(&inode(&details, place, number, xattrs.len()))?;
             out.write_all(&xattrs)?;
             if place.tail > 0 {
-                match &node.kind {
-                    NodeKind::Symlink(target) => {
-                        out.write_all(&target[target.len() - place.tail as usize..])?;
+                match (&details.leaf, tree.entries(ino)) {
+                    (Some(Leaf::Symlink(target)), _) => {
+                        out.write_all(&target[target.len() - usize::from(place.tail)..])?;
                     }
-                    NodeKind::Dir(children) => {
+                    (None, Some(children)) => {
                         let names = Dirents::new(children);
                         if let Some(last) = self.dir_blocks(tree, ino, &names).last() {
                             out.write_all(&last)?;
                         }
                     }
-                    NodeKind::Block(_) | NodeKind::Char(_) | NodeKind::Fifo | NodeKind::File(_) => {
-                    }
+                    (Some(Leaf::Block(_) | Leaf::Char(_) | Leaf::Fifo | Leaf::File(_)), _)
+                    | (None, None) => {}
                 }
             }
-            at = place.nid * NID_UNIT + INODE + xattrs.len() as u64 + u64::from(place.tail);
+            at = start + INODE + xattrs.len() as u64 + u64::from(place.tail);
         }
         zeros(
             out,
@@ -193,29 +198,31 @@ impl Plan {
 
     fn write_blocks(&self, tree: &Tree, out: &mut impl Write) -> io::Result<()> {
         for &ino in &self.order {
-            let place = &self.places[ino];
+            let place = self.place(ino);
             let whole = place.size - u64::from(place.tail);
-            match &tree.node(ino).kind {
-                NodeKind::Dir(children) if whole > 0 => {
-                    let names = Dirents::new(children);
-                    let blocks = self.dir_blocks(tree, ino, &names);
-                    for block in blocks.take(whole.div_ceil(BLOCK).try_into().unwrap_or(0)) {
-                        out.write_all(&block)?;
-                        zeros(out, (BLOCK_SIZE - block.len()) as u64)?;
-                    }
+            if let Some(children) = tree.entries(ino)
+                && whole > 0
+            {
+                let names = Dirents::new(children);
+                let blocks = self.dir_blocks(tree, ino, &names);
+                for block in blocks.take(whole.div_ceil(BLOCK).try_into().unwrap_or(0)) {
+                    out.write_all(&block)?;
+                    zeros(out, (BLOCK_SIZE - block.len()) as u64)?;
                 }
-                NodeKind::Symlink(target) => {
-                    out.write_all(&target[..target.len() - place.tail as usize])?;
-                    zeros(out, whole.wrapping_neg() % BLOCK)?;
-                }
-                NodeKind::Block(_)
-                | NodeKind::Char(_)
-                | NodeKind::Dir(_)
-                | NodeKind::Fifo
-                | NodeKind::File(_) => {}
+            }
+            if tree.kind(ino) == Kind::Symlink
+                && whole > 0
+                && let Some(Leaf::Symlink(target)) = tree.details(ino)?.leaf
+            {
+                out.write_all(&target[..target.len() - usize::from(place.tail)])?;
+                zeros(out, whole.wrapping_neg() % BLOCK)?;
             }
         }
         Ok(())
+    }
+
+    fn place(&self, ino: Ino) -> &InodePlace {
+        &self.places[ino as usize]
     }
 
     fn dir_blocks(
@@ -224,8 +231,8 @@ impl Plan {
         ino: Ino,
         names: &Dirents<'_>,
     ) -> impl Iterator<Item = Vec<u8>> {
-        names.bytes(ino, tree.node(ino).parent, |ino| {
-            (self.places[ino].nid, file_type(&tree.node(ino).kind))
+        names.bytes(ino, tree.parent(ino), |ino| {
+            (self.place(ino).nid.into(), file_type(tree.kind(ino)))
         })
     }
 
@@ -253,46 +260,46 @@ impl Plan {
 /// Every node that has a name, once; counts links on the way.
 fn breadth_first(tree: &Tree, places: &mut [InodePlace]) -> Vec<Ino> {
     let mut order = vec![Tree::ROOT];
-    places[Tree::ROOT].links = 2;
+    places[Tree::ROOT as usize].links = 2;
     let mut next = 0;
     while let Some(&dir) = order.get(next) {
         next += 1;
-        let NodeKind::Dir(children) = &tree.node(dir).kind else {
+        let Some(children) = tree.entries(dir) else {
             continue;
         };
-        for child in children.values() {
-            let is_dir = matches!(tree.node(child.ino).kind, NodeKind::Dir(_));
-            if places[child.ino].links == 0 {
+        for (_, child) in children.iter() {
+            let links = &mut places[child.ino as usize].links;
+            if *links == 0 {
                 order.push(child.ino);
             }
-            if is_dir {
-                places[child.ino].links = 2;
-                places[dir].links += 1;
+            if tree.kind(child.ino) == Kind::Dir {
+                *links = 2;
+                places[dir as usize].links += 1;
             } else {
-                places[child.ino].links += 1;
+                *links += 1;
             }
         }
     }
     order
 }
 
-fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; INODE_SIZE] {
+fn inode(details: &Details, place: &InodePlace, number: usize, xattrs: usize) -> [u8; INODE_SIZE] {
+    let Details { meta, leaf } = details;
     let layout = if place.tail > 0 {
         LAYOUT_INLINE
     } else {
         LAYOUT_PLAIN
     };
-    let (size, union) = match &node.kind {
-        NodeKind::Dir(_) | NodeKind::File(_) | NodeKind::Symlink(_) => {
-            (place.size, blocks_at(place))
-        }
-        NodeKind::Block(rdev) | NodeKind::Char(rdev) => (0, encode(*rdev)),
-        NodeKind::Fifo => (0, 0),
+    let (size, union) = match leaf {
+        None | Some(Leaf::File(_) | Leaf::Symlink(_)) => (place.size, blocks_at(place)),
+        Some(Leaf::Block(rdev) | Leaf::Char(rdev)) => (0, encode(*rdev)),
+        Some(Leaf::Fifo) => (0, 0),
     };
+    let kind = leaf.as_ref().map_or(Kind::Dir, Leaf::kind);
     // Limits keep all of these far below 32 and 16 bits.
     let number = u32::try_from(number + 1).unwrap_or(u32::MAX);
     let xattr_count = u16::try_from(xattr::count(xattrs)).unwrap_or(u16::MAX);
-    let mode = node.meta.mode | type_bits(&node.kind);
+    let mode = meta.mode | type_bits(kind);
     let mut inode = [0; INODE_SIZE];
     put(&mut inode, 0, &(EXTENDED | layout << 1).to_le_bytes());
     put(&mut inode, 2, &xattr_count.to_le_bytes());
@@ -300,10 +307,10 @@ fn inode(node: &Node, place: &InodePlace, number: usize, xattrs: usize) -> [u8; 
     put(&mut inode, 8, &size.to_le_bytes());
     put(&mut inode, 16, &union.to_le_bytes());
     put(&mut inode, 20, &number.to_le_bytes());
-    put(&mut inode, 24, &node.meta.uid.to_le_bytes());
-    put(&mut inode, 28, &node.meta.gid.to_le_bytes());
-    put(&mut inode, 32, &node.meta.mtime.to_le_bytes());
-    put(&mut inode, 40, &node.meta.nanos.to_le_bytes());
+    put(&mut inode, 24, &meta.uid.to_le_bytes());
+    put(&mut inode, 28, &meta.gid.to_le_bytes());
+    put(&mut inode, 32, &meta.mtime.to_le_bytes());
+    put(&mut inode, 40, &meta.nanos.to_le_bytes());
     put(&mut inode, 44, &place.links.to_le_bytes());
     inode
 }
@@ -318,17 +325,17 @@ fn blocks_at(place: &InodePlace) -> u32 {
 }
 
 /// How many of the last bytes of a body of `size` stand behind a head of `head` bytes.
-fn inline_tail(size: u64, head: u64) -> u32 {
+fn inline_tail(size: u64, head: u64) -> u16 {
     let tail = size % BLOCK;
     if tail > 0 && head + tail <= BLOCK {
-        u32::try_from(tail).unwrap_or(0)
+        u16::try_from(tail).unwrap_or(0)
     } else {
         0
     }
 }
 
 /// The next place for an inode: it may not straddle a block, nor may its tail.
-fn aligned(at: u64, head: u64, tail: u32) -> u64 {
+fn aligned(at: u64, head: u64, tail: u16) -> u64 {
     let at = at.next_multiple_of(INODE);
     let (first, last) = (at + head, at + head + u64::from(tail));
     if tail > 0 && first / BLOCK != (last - 1) / BLOCK {
@@ -343,26 +350,26 @@ fn encode(Rdev { major, minor }: Rdev) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-fn type_bits(kind: &NodeKind) -> u16 {
+fn type_bits(kind: Kind) -> u16 {
     match kind {
-        NodeKind::Block(_) => 0o060_000,
-        NodeKind::Char(_) => 0o020_000,
-        NodeKind::Dir(_) => 0o040_000,
-        NodeKind::Fifo => 0o010_000,
-        NodeKind::File(_) => 0o100_000,
-        NodeKind::Symlink(_) => 0o120_000,
+        Kind::Block => 0o060_000,
+        Kind::Char => 0o020_000,
+        Kind::Dir => 0o040_000,
+        Kind::Fifo => 0o010_000,
+        Kind::File => 0o100_000,
+        Kind::Symlink => 0o120_000,
     }
 }
 
 /// What a directory says about the type (`FT_…` of the kernel).
-fn file_type(kind: &NodeKind) -> u8 {
+fn file_type(kind: Kind) -> u8 {
     match kind {
-        NodeKind::File(_) => 1,
-        NodeKind::Dir(_) => 2,
-        NodeKind::Char(_) => 3,
-        NodeKind::Block(_) => 4,
-        NodeKind::Fifo => 5,
-        NodeKind::Symlink(_) => 7,
+        Kind::File => 1,
+        Kind::Dir => 2,
+        Kind::Char => 3,
+        Kind::Block => 4,
+        Kind::Fifo => 5,
+        Kind::Symlink => 7,
     }
 }
 

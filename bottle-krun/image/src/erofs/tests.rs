@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Cursor;
+use std::path::Path;
 
 use super::body::{Bodies, Body, StoreError};
 use super::*;
@@ -26,12 +27,12 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 #[test]
 fn a_body_elsewhere_is_addressed_behind_the_image() {
     let file = tempfile::tempfile().unwrap();
-    let mut tree = Tree::new(&Limits::DEFAULT);
+    let mut tree = Tree::new(&Limits::DEFAULT, Path::new("/no/where"));
     let body = Body {
         size: 5000,
         first: 7,
     };
-    tree.put(&[b"file"], Meta::default(), NodeKind::File(body))
+    tree.put(&[b"file"], &Meta::default(), &Leaf::File(body))
         .unwrap();
     let bytes = image(&tree, Form::Metadata { behind: 9 }, &file);
     // The superblock's block, and one of metadata: the root with its names, then the file.
@@ -102,7 +103,7 @@ fn more_blocks_than_32_bits_count_are_refused_before_anything_is_written() {
         assert!(matches!(error, StoreError::Write(_)), "{error:?}");
     }
     assert_eq!(file.metadata().unwrap().len(), 0);
-    let tree = Tree::new(&Limits::DEFAULT);
+    let tree = Tree::new(&Limits::DEFAULT, Path::new("/no/where"));
     let form = Form::Metadata { behind: 1 << 32 };
     let error = write(&tree, form, &file).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
@@ -144,7 +145,7 @@ fn only_an_intact_superblock_counts_blocks() {
         .create_new(true)
         .open(&path)
         .unwrap();
-    let tree = Tree::new(&Limits::DEFAULT);
+    let tree = Tree::new(&Limits::DEFAULT, Path::new("/no/where"));
     let bytes = image(&tree, Form::Metadata { behind: 5 }, &file);
     assert_eq!(blocks_of(&file).unwrap(), Some(2 + 5));
     for (at, byte) in [(1024, 0), (1025 + 36, 9), (1024 + 64, b'x'), (4095, 1)] {

@@ -1,4 +1,5 @@
-//! Bytes of a layer -> entries: a total parser of the tar dialects that layers use.
+//! Bytes of a layer -> entries: a total parser of the tar dialects that layers use; and back, in
+//! one dialect of our own (see `write`).
 //!
 //! ustar, GNU long names and base-256 numbers, PAX extended headers. Names and extended headers
 //! have limits, so that no entry needs more than about 2 MiB of memory. Global PAX headers are
@@ -6,6 +7,7 @@
 
 mod header;
 mod pax;
+pub(crate) mod write;
 
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 

@@ -135,7 +135,7 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) {
         return None;
     }
-    let seconds: i64 = whole.parse().ok()?;
+    let seconds: u64 = whole.parse().ok()?;
     // Digits beyond nanoseconds are cut.
     let nanos: u32 = fraction
         .bytes()
@@ -143,9 +143,12 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
         .take(9)
         .fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'));
     match (negative, nanos) {
-        (false, _) => Some((seconds, nanos)),
-        (true, 0) => Some((-seconds, 0)),
-        (true, _) => Some((-seconds - 1, NANOS - nanos)),
+        (false, _) => Some((i64::try_from(seconds).ok()?, nanos)),
+        (true, 0) => Some((0i64.checked_sub_unsigned(seconds)?, 0)),
+        (true, _) => {
+            let below = 0i64.checked_sub_unsigned(seconds)?.checked_sub(1)?;
+            Some((below, NANOS - nanos))
+        }
     }
 }
 
@@ -170,6 +173,8 @@ mod tests {
         assert_eq!(time(b"-1.5"), Some((-2, 500_000_000)));
         assert_eq!(time(b"-0.25"), Some((-1, 750_000_000)));
         assert_eq!(time(b"-7"), Some((-7, 0)));
+        assert_eq!(time(b"-9223372036854775808"), Some((i64::MIN, 0)));
+        assert_eq!(time(b"-9223372036854775808.5"), None);
         for wrong in ["", "-", ".5", "1.x", "--1", "1e3", "99999999999999999999"] {
             assert_eq!(time(wrong.as_bytes()), None, "{wrong}");
         }

@@ -12,6 +12,7 @@ mod bench;
 mod calls;
 mod corpus;
 mod docker_registry;
+mod export;
 mod facts;
 mod faults;
 mod hostile;

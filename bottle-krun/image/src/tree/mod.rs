@@ -7,12 +7,18 @@
 //! wherever in the layer they stand. Unlike in overlayfs a hard link may name a file of a lower
 //! layer: both names then share it, even if a later layer hides one of them.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::mem;
+mod children;
 
-use crate::erofs::body::Body;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::mem;
+use std::path::Path;
+
+pub(crate) use self::children::Children;
 use crate::error::EntryProblem;
+use crate::record::{Kind, Leaf, read_leaf, read_meta, write_leaf, write_meta};
+use crate::spill::{Place, Spill};
 use crate::tar::{MAX_NAME, Rdev};
 
 /// How much of an image this program is willing to take.
@@ -20,8 +26,10 @@ use crate::tar::{MAX_NAME, Rdev};
 pub(crate) struct Limits {
     /// Entries of all layers, hidden ones and implied directories included.
     pub(crate) entries: u64,
-    /// Bytes of names, link targets and extended attributes, which are kept in memory.
+    /// Bytes of link targets and extended attributes.
     pub(crate) metadata: u64,
+    /// Bytes of names, which are kept in memory.
+    pub(crate) names: u64,
     /// Bytes of all layers, decompressed.
     pub(crate) bytes: u64,
 }
@@ -31,6 +39,7 @@ impl Limits {
     pub(crate) const DEFAULT: Self = Self {
         entries: 2_000_000,
         metadata: 512 << 20,
+        names: 128 << 20,
         bytes: 256 << 30,
     };
 }
@@ -61,43 +70,57 @@ impl Meta {
     }
 }
 
-/// Index of a node.
-pub(crate) type Ino = usize;
+/// Number of a node.
+pub(crate) type Ino = u32;
 
+/// What is looked at while the tree grows; there are many.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) meta: Meta,
-    pub(crate) kind: NodeKind,
+struct Node {
+    /// Where the details are, [`Place`] by parts: together they would be larger.
+    at: u64,
+    length: u32,
     /// Names that lead here; the root has one more than its none.
-    pub(crate) names: u32,
+    names: u32,
+    /// Of a directory.
+    children: Option<Box<Children>>,
     /// Of a directory; the root is its own.
-    pub(crate) parent: Ino,
-    /// The layer that `meta` is from.
-    described: u32,
-}
-
-#[derive(Debug)]
-pub(crate) enum NodeKind {
-    Block(Rdev),
-    Char(Rdev),
-    Dir(BTreeMap<Box<[u8]>, Child>),
-    Fifo,
-    File(Body),
-    Symlink(Box<[u8]>),
+    parent: Ino,
+    /// The layer that the metadata is from.
+    described: u16,
+    kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Child {
     pub(crate) ino: Ino,
     /// The last layer that said something about this name or something below it.
-    layer: u32,
+    layer: u16,
+}
+
+/// What else is known of a node.
+#[derive(Debug)]
+pub(crate) struct Details {
+    pub(crate) meta: Meta,
+    /// `None` if it is a directory.
+    pub(crate) leaf: Option<Leaf>,
 }
 
 /// Why an entry cannot become part of the tree.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum PutError {
-    Limit { what: &'static str, limit: u64 },
+    Limit {
+        what: &'static str,
+        limit: u64,
+    },
     Problem(EntryProblem),
+    /// The temporary file failed.
+    Spill(io::ErrorKind),
+}
+
+impl From<io::Error> for PutError {
+    fn from(error: io::Error) -> Self {
+        Self::Spill(error.kind())
+    }
 }
 
 impl From<EntryProblem> for PutError {
@@ -110,37 +133,73 @@ impl From<EntryProblem> for PutError {
 #[derive(Debug)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
-    layer: u32,
+    details: Spill,
+    /// Of a directory that no layer describes.
+    implied: Place,
+    layer: u16,
     /// Whiteouts (with a name) and opaque marks of the current layer.
     hidden: BTreeSet<(Ino, Option<Box<[u8]>>)>,
     limits: Limits,
     entries: u64,
     metadata: u64,
+    names: u64,
 }
 
 impl Tree {
     pub(crate) const ROOT: Ino = 0;
 
-    pub(crate) fn new(limits: &Limits) -> Self {
+    /// Makes a tree that keeps in `spill`, in a file without a name, what is too much for memory.
+    pub(crate) fn new(limits: &Limits, spill: &Path) -> Self {
+        let mut details = Spill::new(spill);
+        let mut record = Vec::new();
+        let kept = write_meta(&mut record, &Meta::implied()).and_then(|()| details.add(&record));
+        let implied = kept.expect("what comes first is kept in memory");
         let root = Node {
-            meta: Meta::implied(),
-            kind: NodeKind::Dir(BTreeMap::new()),
+            at: implied.at,
+            length: implied.length,
             names: 1,
+            children: Some(Box::default()),
             parent: Self::ROOT,
             described: 0,
+            kind: Kind::Dir,
         };
         Self {
             nodes: vec![root],
+            details,
+            implied,
             layer: 0,
             hidden: BTreeSet::new(),
             limits: *limits,
             entries: 0,
             metadata: 0,
+            names: 0,
         }
     }
 
-    pub(crate) fn node(&self, ino: Ino) -> &Node {
-        &self.nodes[ino]
+    pub(crate) fn kind(&self, ino: Ino) -> Kind {
+        self.node(ino).kind
+    }
+
+    /// What a directory holds; `None` of anything else.
+    pub(crate) fn entries(&self, ino: Ino) -> Option<&Children> {
+        self.node(ino).children.as_deref()
+    }
+
+    /// Of a directory; the root is its own.
+    pub(crate) fn parent(&self, ino: Ino) -> Ino {
+        self.node(ino).parent
+    }
+
+    /// Reads what is not kept at hand.
+    pub(crate) fn details(&self, ino: Ino) -> io::Result<Details> {
+        let node = self.node(ino);
+        let (at, length) = (node.at, node.length);
+        let record = self.details.read(Place { at, length })?;
+        let input = &mut &record[..];
+        Ok(Details {
+            meta: read_meta(input)?,
+            leaf: read_leaf(input, node.kind)?,
+        })
     }
 
     /// How many nodes there ever were: an upper bound of every [`Ino`].
@@ -149,59 +208,42 @@ impl Tree {
     }
 
     /// Makes a directory, or gives the one that is there new metadata.
-    pub(crate) fn put_dir(&mut self, path: &[&[u8]], meta: Meta) -> Result<(), PutError> {
+    pub(crate) fn put_dir(&mut self, path: &[&[u8]], meta: &Meta) -> Result<(), PutError> {
         let Some((name, parents)) = path.split_last() else {
-            self.count(&meta, 0)?;
-            self.nodes[Self::ROOT].meta = meta;
-            return Ok(());
+            self.count(meta, 0)?;
+            return self.describe(Self::ROOT, meta);
         };
         let dir = self.enter(parents)?;
         let layer = self.layer;
-        let children = self.children_mut(dir);
-        if let Some(child) = children.get_mut(*name) {
+        if let Some(child) = self.children_mut(dir).get_mut(name) {
             let ino = child.ino;
             child.layer = layer;
-            if matches!(self.nodes[ino].kind, NodeKind::Dir(_)) {
-                self.count(&meta, 0)?;
-                self.nodes[ino].meta = meta;
-                self.nodes[ino].described = layer;
+            if self.kind(ino) == Kind::Dir {
+                self.count(meta, 0)?;
+                self.describe(ino, meta)?;
+                self.node_mut(ino).described = layer;
                 return Ok(());
             }
         }
-        let ino = self.add(meta, NodeKind::Dir(BTreeMap::new()))?;
+        let place = self.keep(meta, None)?;
+        let ino = self.add(meta, place, Kind::Dir, 0)?;
         self.attach(dir, name, ino)
     }
 
     /// Makes anything but a directory; what had the name before loses it.
-    pub(crate) fn put(
-        &mut self,
-        path: &[&[u8]],
-        meta: Meta,
-        kind: NodeKind,
-    ) -> Result<(), PutError> {
+    pub(crate) fn put(&mut self, path: &[&[u8]], meta: &Meta, leaf: &Leaf) -> Result<(), PutError> {
         let (name, parents) = path.split_last().ok_or(EntryProblem::NotTheRoot)?;
         let dir = self.enter(parents)?;
-        let ino = self.add(meta, kind)?;
+        let ino = self.add_leaf(meta, leaf)?;
         self.attach(dir, name, ino)
     }
 
     /// Gives what `target` names, in this layer or the ones below, another name.
     pub(crate) fn link(&mut self, path: &[&[u8]], target: &[&[u8]]) -> Result<(), PutError> {
         let (name, parents) = path.split_last().ok_or(EntryProblem::NotTheRoot)?;
-        let Some((target_name, target_parents)) = target.split_last() else {
-            return Err(EntryProblem::LinkToDirectory.into());
-        };
-        let target_dir = self.walk(target_parents, Missing::Refuse)?;
-        let ino = self
-            .children(target_dir)
-            .get(*target_name)
-            .ok_or(EntryProblem::LinkToNothing)?
-            .ino;
-        if matches!(self.nodes[ino].kind, NodeKind::Dir(_)) {
-            return Err(EntryProblem::LinkToDirectory.into());
-        }
+        let ino = self.link_target(target)?;
         // The new name's parents may replace what leads to the target: hold it meanwhile.
-        self.nodes[ino].names += 1;
+        self.node_mut(ino).names += 1;
         let dir = self.enter(parents)?;
         self.count(&Meta::default(), 0)?;
         self.attach(dir, name, ino)?;
@@ -209,12 +251,26 @@ impl Tree {
         Ok(())
     }
 
+    /// What a hard link to `target` would share.
+    pub(crate) fn link_target(&mut self, target: &[&[u8]]) -> Result<Ino, PutError> {
+        let Some((name, parents)) = target.split_last() else {
+            return Err(EntryProblem::LinkToDirectory.into());
+        };
+        let dir = self.walk(parents, Missing::Refuse)?;
+        let found = self.children(dir).get(name);
+        let ino = found.ok_or(EntryProblem::LinkToNothing)?.ino;
+        if self.kind(ino) == Kind::Dir {
+            return Err(EntryProblem::LinkToDirectory.into());
+        }
+        Ok(ino)
+    }
+
     /// Takes a name away: what this layer says about it is not to be seen in it.
     pub(crate) fn vacate(&mut self, path: &[&[u8]]) -> Result<(), PutError> {
         let (name, parents) = path.split_last().ok_or(EntryProblem::NotTheRoot)?;
         let dir = self.enter(parents)?;
         self.count(&Meta::default(), 0)?;
-        if let Some(child) = self.children_mut(dir).remove(*name) {
+        if let Some(child) = self.children_mut(dir).remove(name) {
             self.release(child.ino);
         }
         Ok(())
@@ -224,7 +280,8 @@ impl Tree {
     pub(crate) fn whiteout(&mut self, path: &[&[u8]]) -> Result<(), PutError> {
         let (name, dir) = path.split_last().ok_or(EntryProblem::Whiteout)?;
         let dir = self.enter(dir)?;
-        self.count(&Meta::default(), name.len())?;
+        self.count(&Meta::default(), 0)?;
+        self.count_name(name)?;
         self.hidden.insert((dir, Some((*name).into())));
         Ok(())
     }
@@ -240,18 +297,19 @@ impl Tree {
     /// Applies the layer's whiteouts; what comes next is the layer above.
     pub(crate) fn end_layer(&mut self) {
         let mut purged = HashSet::new();
+        let layer = self.layer;
         for (dir, name) in mem::take(&mut self.hidden) {
-            let NodeKind::Dir(children) = &mut self.nodes[dir].kind else {
+            let Some(children) = &mut self.node_mut(dir).children else {
                 continue;
             };
             let Some(name) = name else {
                 self.purge(dir, &mut purged);
                 continue;
             };
-            let Some(child) = children.get(&name).copied() else {
+            let Some(child) = children.get(&name) else {
                 continue;
             };
-            if child.layer < self.layer {
+            if child.layer < layer {
                 children.remove(&name);
                 self.release(child.ino);
             } else {
@@ -266,18 +324,18 @@ impl Tree {
     /// device 0:0 where there is nothing else, and an attribute of directories.
     pub(crate) fn keep_marks(&mut self) -> Result<(), PutError> {
         for (dir, name) in mem::take(&mut self.hidden) {
-            let NodeKind::Dir(children) = &self.nodes[dir].kind else {
+            let Some(children) = self.entries(dir) else {
                 continue;
             };
             let Some(name) = name else {
-                self.mark_opaque(dir);
+                self.mark_opaque(dir)?;
                 continue;
             };
             match children.get(&name).map(|child| child.ino) {
-                Some(ino) => self.mark_opaque(ino),
+                Some(ino) => self.mark_opaque(ino)?,
                 None => {
-                    let device = NodeKind::Char(Rdev { major: 0, minor: 0 });
-                    let ino = self.add(Meta::default(), device)?;
+                    let device = Leaf::Char(Rdev { major: 0, minor: 0 });
+                    let ino = self.add_leaf(&Meta::default(), &device)?;
                     self.attach(dir, &name, ino)?;
                 }
             }
@@ -286,15 +344,17 @@ impl Tree {
     }
 
     /// Anything but a directory hides what is below it by being there.
-    fn mark_opaque(&mut self, ino: Ino) {
-        let node = &mut self.nodes[ino];
-        if !matches!(node.kind, NodeKind::Dir(_)) {
-            return;
+    fn mark_opaque(&mut self, ino: Ino) -> Result<(), PutError> {
+        if self.kind(ino) != Kind::Dir {
+            return Ok(());
         }
-        let xattrs = &mut node.meta.xattrs;
+        let mut meta = self.details(ino)?.meta;
+        let xattrs = &mut meta.xattrs;
         if let Err(at) = xattrs.binary_search_by(|(name, _)| (**name).cmp(OPAQUE)) {
             xattrs.insert(at, (OPAQUE.into(), (*b"y").into()));
+            self.describe(ino, &meta)?;
         }
+        Ok(())
     }
 
     /// Removes everything below `dir` that the current layer did not put or pass through.
@@ -302,7 +362,7 @@ impl Tree {
         let mut todo = vec![dir];
         while let Some(dir) = todo.pop() {
             let layer = self.layer;
-            let NodeKind::Dir(children) = &mut self.nodes[dir].kind else {
+            let Some(children) = &mut self.node_mut(dir).children else {
                 continue;
             };
             if !purged.insert(dir) {
@@ -310,7 +370,7 @@ impl Tree {
             }
             let kept = todo.len();
             let mut lower = Vec::new();
-            children.retain(|_, child| {
+            children.retain(|child| {
                 let keep = child.layer == layer;
                 if keep {
                     todo.push(child.ino);
@@ -330,9 +390,10 @@ impl Tree {
 
     /// What lower layers said about a directory that this layer passed through goes, too.
     fn forget(&mut self, ino: Ino) {
-        let node = &mut self.nodes[ino];
-        if node.described < self.layer && matches!(node.kind, NodeKind::Dir(_)) {
-            node.meta = Meta::implied();
+        let (layer, Place { at, length }) = (self.layer, self.implied);
+        let node = self.node_mut(ino);
+        if node.described < layer && node.kind == Kind::Dir {
+            (node.at, node.length) = (at, length);
         }
     }
 
@@ -362,24 +423,25 @@ impl Tree {
             }
             let layer = self.layer;
             let found = match missing {
-                Missing::Refuse => self.children(dir).get(&*name).copied(),
-                Missing::Make => self.children_mut(dir).get_mut(&*name).map(|child| {
+                Missing::Refuse => self.children(dir).get(&name),
+                Missing::Make => self.children_mut(dir).get_mut(&name).map(|child| {
                     // A link or file keeps its own layer: that decides what happens to it.
                     let before = *child;
                     child.layer = layer;
                     before
                 }),
             };
-            let kind = found.map(|child| (child, &self.nodes[child.ino].kind));
+            let kind = found.map(|child| (child, self.kind(child.ino)));
             match (kind, missing) {
-                (Some((child, NodeKind::Dir(_))), _) => trail.push(child.ino),
-                (Some((child, NodeKind::Symlink(target))), _)
+                (Some((child, Kind::Dir)), _) => trail.push(child.ino),
+                (Some((child, Kind::Symlink)), _)
                     if child.layer == layer || missing == Missing::Refuse =>
                 {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(EntryProblem::LinkLoop.into());
                     }
+                    let target = self.target(child.ino)?;
                     if target.first() == Some(&b'/') {
                         trail.truncate(1);
                     }
@@ -394,7 +456,7 @@ impl Tree {
                 }
                 // Nothing, or something of a lower layer that is no directory: hidden by one.
                 (Some(_) | None, Missing::Make) => {
-                    let ino = self.add(Meta::implied(), NodeKind::Dir(BTreeMap::new()))?;
+                    let ino = self.add(&Meta::implied(), self.implied, Kind::Dir, 0)?;
                     self.attach(dir, &name, ino)?;
                     trail.push(ino);
                 }
@@ -406,24 +468,61 @@ impl Tree {
         Ok(*trail.last().unwrap_or(&Self::ROOT))
     }
 
-    fn add(&mut self, meta: Meta, kind: NodeKind) -> Result<Ino, PutError> {
-        let target = match &kind {
-            NodeKind::Symlink(target) => target.len(),
-            NodeKind::Block(_)
-            | NodeKind::Char(_)
-            | NodeKind::Dir(_)
-            | NodeKind::Fifo
-            | NodeKind::File(_) => 0,
+    /// Where a symbolic link leads.
+    fn target(&self, ino: Ino) -> Result<Box<[u8]>, PutError> {
+        match self.details(ino)?.leaf {
+            Some(Leaf::Symlink(target)) => Ok(target),
+            Some(Leaf::Block(_) | Leaf::Char(_) | Leaf::Fifo | Leaf::File(_)) | None => {
+                Err(PutError::Spill(io::ErrorKind::InvalidData))
+            }
+        }
+    }
+
+    fn add_leaf(&mut self, meta: &Meta, leaf: &Leaf) -> Result<Ino, PutError> {
+        let target = match leaf {
+            Leaf::Symlink(target) => target.len(),
+            Leaf::Block(_) | Leaf::Char(_) | Leaf::Fifo | Leaf::File(_) => 0,
         };
-        self.count(&meta, target)?;
+        let place = self.keep(meta, Some(leaf))?;
+        self.add(meta, place, leaf.kind(), target)
+    }
+
+    fn add(
+        &mut self,
+        meta: &Meta,
+        place: Place,
+        kind: Kind,
+        extra: usize,
+    ) -> Result<Ino, PutError> {
+        self.count(meta, extra)?;
+        let ino = Ino::try_from(self.nodes.len()).unwrap_or(Ino::MAX);
         self.nodes.push(Node {
-            meta,
-            kind,
+            at: place.at,
+            length: place.length,
             names: 0,
+            children: (kind == Kind::Dir).then(Box::default),
             parent: Self::ROOT,
             described: self.layer,
+            kind,
         });
-        Ok(self.nodes.len() - 1)
+        Ok(ino)
+    }
+
+    /// Gives a directory other metadata.
+    fn describe(&mut self, ino: Ino, meta: &Meta) -> Result<(), PutError> {
+        let Place { at, length } = self.keep(meta, None)?;
+        let node = self.node_mut(ino);
+        (node.at, node.length) = (at, length);
+        Ok(())
+    }
+
+    fn keep(&mut self, meta: &Meta, leaf: Option<&Leaf>) -> Result<Place, PutError> {
+        let mut record = Vec::new();
+        write_meta(&mut record, meta)?;
+        if let Some(leaf) = leaf {
+            write_leaf(&mut record, leaf)?;
+        }
+        Ok(self.details.add(&record)?)
     }
 
     fn count(&mut self, meta: &Meta, extra: usize) -> Result<(), PutError> {
@@ -438,8 +537,19 @@ impl Tree {
         }
         if self.metadata > self.limits.metadata {
             return Err(PutError::Limit {
-                what: "bytes of names, link targets and extended attributes",
+                what: "bytes of link targets and extended attributes",
                 limit: self.limits.metadata,
+            });
+        }
+        Ok(())
+    }
+
+    fn count_name(&mut self, name: &[u8]) -> Result<(), PutError> {
+        self.names += name.len() as u64;
+        if self.names > self.limits.names {
+            return Err(PutError::Limit {
+                what: "bytes of names",
+                limit: self.limits.names,
             });
         }
         Ok(())
@@ -454,13 +564,12 @@ impl Tree {
             }
             .into());
         }
-        self.metadata += name.len() as u64;
-        self.nodes[ino].names += 1;
-        self.nodes[ino].parent = dir;
+        self.count_name(name)?;
+        let node = self.node_mut(ino);
+        node.names += 1;
+        node.parent = dir;
         let layer = self.layer;
-        let before = self
-            .children_mut(dir)
-            .insert(name.into(), Child { ino, layer });
+        let before = self.children_mut(dir).insert(name, Child { ino, layer });
         if let Some(before) = before {
             self.release(before.ino);
         }
@@ -471,30 +580,33 @@ impl Tree {
     fn release(&mut self, ino: Ino) {
         let mut todo = vec![ino];
         while let Some(ino) = todo.pop() {
-            let node = &mut self.nodes[ino];
+            let node = self.node_mut(ino);
             node.names -= 1;
             if node.names > 0 {
                 continue;
             }
-            node.meta.xattrs = Vec::new();
-            if let NodeKind::Dir(children) = mem::replace(&mut node.kind, NodeKind::Fifo) {
-                todo.extend(children.values().map(|child| child.ino));
+            if let Some(children) = node.children.take() {
+                todo.extend(children.iter().map(|(_, child)| child.ino));
             }
         }
     }
 
-    fn children(&self, dir: Ino) -> &BTreeMap<Box<[u8]>, Child> {
-        let NodeKind::Dir(children) = &self.nodes[dir].kind else {
-            unreachable!("`walk` only returns directories");
-        };
-        children
+    fn children(&self, dir: Ino) -> &Children {
+        let children = self.node(dir).children.as_deref();
+        children.expect("`walk` only returns directories")
     }
 
-    fn children_mut(&mut self, dir: Ino) -> &mut BTreeMap<Box<[u8]>, Child> {
-        let NodeKind::Dir(children) = &mut self.nodes[dir].kind else {
-            unreachable!("`walk` only returns directories");
-        };
-        children
+    fn children_mut(&mut self, dir: Ino) -> &mut Children {
+        let children = self.node_mut(dir).children.as_deref_mut();
+        children.expect("`walk` only returns directories")
+    }
+
+    fn node(&self, ino: Ino) -> &Node {
+        &self.nodes[ino as usize]
+    }
+
+    fn node_mut(&mut self, ino: Ino) -> &mut Node {
+        &mut self.nodes[ino as usize]
     }
 }
 
@@ -518,87 +630,4 @@ const TOO_DEEP: EntryProblem = EntryProblem::PathTooLong {
 };
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SMALL: Limits = Limits {
-        entries: 10,
-        metadata: 100,
-        bytes: 0,
-    };
-
-    fn limit(result: Result<(), PutError>) -> &'static str {
-        match result {
-            Err(PutError::Limit { what, .. }) => what,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn entries_are_limited_implied_and_hidden_ones_too() {
-        let mut tree = Tree::new(&SMALL);
-        tree.put_dir(&[b"a", b"b", b"c", b"d"], Meta::default())
-            .unwrap();
-        for _ in 0..6 {
-            tree.put_dir(&[b"a"], Meta::default()).unwrap();
-        }
-        assert_eq!(limit(tree.put_dir(&[b"a"], Meta::default())), "entries");
-        assert_eq!(limit(tree.opaque(&[b"a"])), "entries");
-        assert_eq!(
-            limit(tree.put_dir(&[b"x", b"y"], Meta::default())),
-            "entries"
-        );
-    }
-
-    #[test]
-    fn memory_for_names_targets_and_attributes_is_limited() {
-        let what = "bytes of names, link targets and extended attributes";
-        let symlink = NodeKind::Symlink(vec![b'x'; 101].into());
-        let put = Tree::new(&SMALL).put(&[b"a"], Meta::default(), symlink);
-        assert_eq!(limit(put), what);
-        let meta = Meta {
-            xattrs: vec![((*b"user.a").into(), vec![0; 95].into())],
-            ..Meta::default()
-        };
-        assert_eq!(limit(Tree::new(&SMALL).put_dir(&[b"a"], meta)), what);
-        let long = [b'n'; 60];
-        let mut tree = Tree::new(&SMALL);
-        tree.put_dir(&[&long, b"a"], Meta::default()).unwrap();
-        tree.put_dir(&[b"b", &long], Meta::default()).unwrap();
-        assert_eq!(limit(tree.put_dir(&[b"c"], Meta::default())), what);
-    }
-
-    #[test]
-    fn marks_become_what_overlayfs_looks_for() {
-        let put = |tree: &mut Tree, path: &[&[u8]]| {
-            tree.put(path, Meta::default(), NodeKind::Fifo).unwrap();
-        };
-        let mut tree = Tree::new(&Limits::DEFAULT);
-        tree.whiteout(&[b"d", b"gone"]).unwrap();
-        tree.whiteout(&[b"again"]).unwrap();
-        tree.whiteout(&[b"file"]).unwrap();
-        put(&mut tree, &[b"again", b"x"]);
-        put(&mut tree, &[b"file"]);
-        put(&mut tree, &[b"taken"]);
-        tree.vacate(&[b"taken"]).unwrap();
-        tree.vacate(&[b"new", b"link"]).unwrap();
-        tree.keep_marks().unwrap();
-        let names: Vec<_> = tree.children(Tree::ROOT).keys().cloned().collect();
-        assert_eq!(names, [&b"again"[..], b"d", b"file", b"new"].map(Box::from));
-        let node = |path: &[&[u8]]| {
-            let ino = path
-                .iter()
-                .fold(Tree::ROOT, |dir, name| tree.children(dir)[*name].ino);
-            tree.node(ino)
-        };
-        let device = NodeKind::Char(Rdev { major: 0, minor: 0 });
-        assert_eq!(
-            format!("{:?}", node(&[b"d", b"gone"]).kind),
-            format!("{device:?}")
-        );
-        let opaque = &node(&[b"again"]).meta.xattrs;
-        assert_eq!((&*opaque[0].0, &*opaque[0].1), (OPAQUE, &b"y"[..]));
-        assert_eq!(node(&[b"file"]).meta.xattrs, []);
-        assert_eq!(node(&[b"d"]).meta.xattrs, []);
-    }
-}
+mod tests;
