@@ -1,14 +1,15 @@
 //! PID 1 of the microVM: the guest's end of a bottle.
 //!
 //! ```text
-//! boot ──► control: hello ──► provision ──► exec … ──► shut down ──► goodbye
+//! boot ──► control: hello ──► provision ──► exec, files, dial … ──► shut down ──► goodbye
 //!  disks, one root     │        files, trust, users      │
 //!                      └─► net: the workload's namespace, capture, DNS stub, UDP watch
 //! ```
 //!
 //! It is one static binary that needs nothing of the image: no shell, no tool, no C library. It
-//! runs one thread; what it says is believed by nobody, what it is told comes from the host
-//! process that embeds it. A fatal error is one line on the console and the end of the VM.
+//! runs one thread, and one more for each copy of files; what it says is believed by nobody, what
+//! it is told comes from the host process that embeds it. A fatal error is one line on the console
+//! and the end of the VM.
 
 mod boot;
 mod carry;

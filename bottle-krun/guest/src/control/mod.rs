@@ -22,7 +22,7 @@ use bottle_wire::mux::{self, Incoming, MuxStream, Opener, Side};
 use nix::sys::utsname::uname;
 use tokio::io::{ReadHalf, WriteHalf, split};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
@@ -43,7 +43,7 @@ use crate::vsock;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Copies of files at once; each has a thread.
-const MAX_COPIES: usize = 16;
+const MAX_COPIES: u32 = 16;
 
 /// Where processes live, once it is provisioned.
 #[derive(Debug)]
@@ -63,9 +63,9 @@ struct Init {
     stopping: Cell<bool>,
     /// Streams that wait for their process.
     stdio: RefCell<HashMap<u32, Stdio>>,
+    /// One permit each; when all of them are back, all last words have been said.
+    processes: Semaphore,
     copies: Arc<Semaphore>,
-    running: Cell<u32>,
-    quiet: Notify,
 }
 
 /// Serves the host until one of the two ends.
@@ -95,9 +95,8 @@ async fn converse(
         habitat: OnceCell::new(),
         stopping: Cell::new(false),
         stdio: RefCell::default(),
-        copies: Arc::new(Semaphore::new(MAX_COPIES)),
-        running: Cell::new(0),
-        quiet: Notify::new(),
+        processes: Semaphore::new(MAX_PROCESSES as usize),
+        copies: Arc::new(Semaphore::new(MAX_COPIES as usize)),
     });
     init.reaper.start()?;
     let (fatal, mut deaths) = mpsc::unbounded_channel();
@@ -158,25 +157,31 @@ async fn accept(
             }
             FromHost::Exec(exec) => {
                 let stdio = init.take_stdio(exec.exec);
-                let served = Served::new(&init);
+                let init = Rc::clone(&init);
                 spawn_local(async move {
-                    let init = &served.0;
-                    exec::run(init.room(), &init.reaper, exec, stdio, stream).await;
+                    let place = init.processes.try_acquire();
+                    let limit = MAX_PROCESSES;
+                    let habitat = match (init.habitat(), &place) {
+                        (Err(why), _) => Err(SpawnFailure::Setup(why)),
+                        (_, Err(_)) => Err(SpawnFailure::TooMany { limit }),
+                        (Ok(habitat), Ok(_)) => Ok(habitat),
+                    };
+                    exec::run(habitat, &init.reaper, exec, stdio, stream).await;
+                    drop(place);
                 });
             }
             FromHost::CopyOut(request) => {
                 let stdio = init.take_stdio(request.exec);
-                let served = Served::new(&init);
+                let init = Rc::clone(&init);
                 spawn_local(async move {
-                    let _ =
-                        files::copy_out(served.0.copying(), request, stdio.stdout, stream).await;
+                    let _ = files::copy_out(init.copying(), request, stdio.stdout, stream).await;
                 });
             }
             FromHost::CopyIn(request) => {
                 let stdio = init.take_stdio(request.exec);
-                let served = Served::new(&init);
+                let init = Rc::clone(&init);
                 spawn_local(async move {
-                    let _ = files::copy_in(served.0.copying(), request, stdio.stdin, stream).await;
+                    let _ = files::copy_in(init.copying(), request, stdio.stdin, stream).await;
                 });
             }
             FromHost::Dial { port } => match init.habitat() {
@@ -185,7 +190,7 @@ async fn accept(
                     port,
                     stream,
                 ))),
-                Err(why) => drop(spawn_local(refuse(stream, why.to_owned()))),
+                Err(why) => drop(spawn_local(refuse(stream, why))),
             },
         }
     }
@@ -241,53 +246,26 @@ async fn speak(
     pending().await
 }
 
-/// One of those whose last words are waited for at the end.
-struct Served(Rc<Init>);
-
-impl Served {
-    fn new(init: &Rc<Init>) -> Self {
-        init.running.set(init.running.get() + 1);
-        Self(Rc::clone(init))
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.0.running.set(self.0.running.get() - 1);
-        self.0.quiet.notify_waiters();
-    }
-}
-
 impl Init {
     fn take_stdio(&self, exec: u32) -> Stdio {
         self.stdio.borrow_mut().remove(&exec).unwrap_or_default()
     }
 
     /// A place for one more copy.
-    fn copying(&self) -> Result<(Copying, &Habitat), &'static str> {
+    fn copying(&self) -> Result<(Copying, &Habitat), String> {
         let habitat = self.habitat()?;
         let copying = Arc::clone(&self.copies)
             .try_acquire_owned()
-            .map_err(|_| "too many copies are under way")?;
-        Ok((copying, habitat))
+            .map_err(|_| format!("{MAX_COPIES} copies are under way, which is the limit"))?;
+        Ok((Copying::new(copying), habitat))
     }
 
-    /// Where one more process can live; it counts already.
-    fn room(&self) -> Result<&Habitat, SpawnFailure> {
-        if self.running.get() > MAX_PROCESSES {
-            return Err(SpawnFailure::TooMany {
-                limit: MAX_PROCESSES,
-            });
-        }
-        self.habitat()
-            .map_err(|why| SpawnFailure::Setup(why.to_owned()))
-    }
-
-    fn habitat(&self) -> Result<&Habitat, &'static str> {
+    fn habitat(&self) -> Result<&Habitat, String> {
         if self.stopping.get() {
-            return Err("the bottle is stopping");
+            return Err("the bottle is stopping".to_owned());
         }
-        self.habitat.get().ok_or("the bottle is not provisioned")
+        let provisioned = self.habitat.get();
+        provisioned.ok_or_else(|| "the bottle is not provisioned".to_owned())
     }
 
     fn provision(&self, provision: &Provision) -> Result<(), InitError> {
@@ -313,9 +291,8 @@ impl Init {
         let signal = self.habitat.get().map_or(0, |habitat| habitat.stop_signal);
         shutdown::end_processes(&self.reaper, signal, grace).await;
         let last_words = async {
-            while self.running.get() > 0 {
-                self.quiet.notified().await;
-            }
+            let _ = self.processes.acquire_many(MAX_PROCESSES).await;
+            let _ = self.copies.acquire_many(MAX_COPIES).await;
         };
         let _ = timeout(LAST_WORDS, last_words).await;
         shutdown::close_disks(&self.overlay);

@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bottle_wire::guest::{Exec, ExecReport, FromGuest, FromHost};
+use bottle_wire::guest::{Exec, ExecReport, FromGuest, FromHost, MAX_PROCESSES};
 use bottle_wire::message;
 use bottle_wire::mux::{self, MuxStream, Opener, Side};
 use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
@@ -81,9 +81,8 @@ pub(crate) fn with_init_in<F: Future<Output = ()>>(
             habitat: OnceCell::from(habitat(namespace)),
             stopping: Cell::new(false),
             stdio: RefCell::default(),
-            copies: Arc::new(Semaphore::new(MAX_COPIES)),
-            running: Cell::new(0),
-            quiet: Notify::new(),
+            processes: Semaphore::new(MAX_PROCESSES as usize),
+            copies: Arc::new(Semaphore::new(MAX_COPIES as usize)),
         };
         init.reaper.start().unwrap();
         let (fatal, _deaths) = mpsc::unbounded_channel();

@@ -16,6 +16,7 @@ mod unpack;
 
 use std::io::{self, BufWriter, PipeReader, PipeWriter};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 use bottle_wire::guest::{CopyIn, CopyOut, CopyProblem, CopyReport, FileKind};
@@ -36,8 +37,8 @@ use crate::control::Habitat;
 use crate::error::chain;
 use crate::provision::users;
 
-/// One of the copies that may run at once.
-pub(crate) type Copying = OwnedSemaphorePermit;
+/// One of the copies that may run at once, until both of its halves have ended.
+pub(crate) type Copying = Arc<OwnedSemaphorePermit>;
 
 /// What is gathered before it goes into a pipe, in bytes.
 const BUFFER: usize = 64 << 10;
@@ -48,25 +49,26 @@ const BUFFER: usize = 64 << 10;
 ///
 /// What the host's streams say.
 pub(crate) async fn copy_out(
-    room: Result<(Copying, &Habitat), &'static str>,
+    room: Result<(Copying, &Habitat), String>,
     request: CopyOut,
     archive: Option<MuxStream>,
     mut stream: MuxStream,
 ) -> io::Result<()> {
     let copying = match room {
         Ok((copying, _)) => copying,
-        Err(why) => return refuse(stream, request.path, why).await,
+        Err(why) => return refuse(stream, request.path, &why).await,
     };
     let (reader, writer) = io::pipe()?;
     let writer = archive.is_some().then_some(writer);
     let (report, mut reports) = mpsc::unbounded_channel();
+    let also = Arc::clone(&copying);
     thread::Builder::new().spawn(move || {
+        let _also = also;
         let ready = |ready| drop(report.send(ready));
         let last = Root::open(Path::new("/"))
             .map_err(|error| Problem::system(b"/", error))
             .and_then(|root| pack(&root, &request, writer, ready));
         let _ = report.send(last.unwrap_or_else(Problem::report));
-        drop(copying);
     })?;
     let carried = async {
         if let Some(archive) = archive {
@@ -80,7 +82,9 @@ pub(crate) async fn copy_out(
         }
         stream.shutdown().await
     };
-    tokio::try_join!(carried, told).map(drop)
+    let ended = tokio::try_join!(carried, told).map(drop);
+    drop(copying);
+    ended
 }
 
 /// Takes files.
@@ -89,14 +93,14 @@ pub(crate) async fn copy_out(
 ///
 /// What the host's streams say.
 pub(crate) async fn copy_in(
-    room: Result<(Copying, &Habitat), &'static str>,
+    room: Result<(Copying, &Habitat), String>,
     request: CopyIn,
     archive: Option<MuxStream>,
     mut stream: MuxStream,
 ) -> io::Result<()> {
     let (copying, habitat) = match room {
         Ok(room) => room,
-        Err(why) => return refuse(stream, request.path, why).await,
+        Err(why) => return refuse(stream, request.path, &why).await,
     };
     let Some(archive) = archive else {
         return refuse(stream, request.path, "there is no stream for the archive").await;
@@ -111,12 +115,13 @@ pub(crate) async fn copy_in(
     };
     let (reader, writer) = io::pipe()?;
     let (report, mut reports) = mpsc::unbounded_channel();
+    let also = Arc::clone(&copying);
     thread::Builder::new().spawn(move || {
+        let _also = also;
         let last = Root::open(Path::new("/"))
             .map_err(|error| Problem::system(b"/", error))
             .and_then(|root| unpack(&root, &request.path, owner, reader));
         let _ = report.send(last.unwrap_or_else(Problem::report));
-        drop(copying);
     })?;
     let pipe = pipe::Sender::from_owned_fd(writer.into())?;
     let (carried, last) = tokio::join!(feed(archive, pipe), reports.recv());
@@ -130,7 +135,9 @@ pub(crate) async fn copy_in(
         (_, None) => return Err(io::ErrorKind::BrokenPipe.into()),
     };
     message::write(&mut stream, &last).await?;
-    stream.shutdown().await
+    let ended = stream.shutdown().await;
+    drop(copying);
+    ended
 }
 
 async fn refuse(mut stream: MuxStream, path: String, why: &str) -> io::Result<()> {

@@ -11,6 +11,9 @@ use std::{env, process};
 use bottle_wire::guest::FromHost;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
 use tar::{EntryType, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::yield_now;
@@ -413,6 +416,47 @@ fn no_archive_writes_outside_of_its_destination() {
             "{what}"
         );
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+    #[test]
+    fn a_damaged_archive_never_panics_and_stays_inside(
+        damage in vec((any::<Index>(), any::<u8>()), 1..6),
+        resummed in any::<bool>(),
+    ) {
+        let mut archive = [
+            entry(EntryType::GNULongName, "././@LongLink", "", &[b'n'; 700]),
+            file("short"),
+            entry(EntryType::XHeader, "pax", "", b"20 mtime=1234.567890\n"),
+            entry(EntryType::Directory, "dir/", "", b""),
+            entry(EntryType::Symlink, "dir/link", "../../out", b""),
+            file("dir/link/x"),
+            entry(EntryType::Link, "hard", "dir/link", b""),
+        ]
+        .concat();
+        for (at, byte) in damage {
+            let at = at.index(archive.len());
+            archive[at] = byte;
+            if resummed {
+                resum(&mut archive[at / 512 * 512..][..512]);
+            }
+        }
+        let dir = Dir::new();
+        dir.write("in/there", b"there");
+        dir.write("out/secret", b"secret");
+        let _ = dir.unpack("/in", OWN, &archive);
+        prop_assert_eq!(dir.read("out/secret"), "secret");
+        prop_assert_eq!(fs::read_dir(dir.0.join("out")).unwrap().count(), 1);
+        prop_assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 2);
+    }
+}
+
+/// Makes the checksum of a header right.
+fn resum(block: &mut [u8]) {
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
 #[test]

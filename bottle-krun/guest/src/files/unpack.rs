@@ -160,6 +160,9 @@ impl Unpacker {
         match kind {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let mut file = make_file(parent.as_fd(), last).map_err(failed)?;
+                // A length that is impossible is found out before anything is read.
+                file.set_len(entry.size())
+                    .map_err(|error| Problem::system(name, error))?;
                 let bytes = fill(entry, &mut file)
                     .map_err(|error| Problem::archive(name, &error.to_string()))?;
                 self.counts.bytes += bytes;
