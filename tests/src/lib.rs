@@ -9,6 +9,7 @@
 //! cli       the `bottle` command as a child of the test
 //! processes what /proc says of a bottle's processes
 //! layout    OCI layouts that are wrong in one way
+//! terminal  a person at a terminal: the `bottle` command on a pseudo-terminal, its screen read
 //! token     a GitHub token that is well-formed and nobody's, made at run time
 //! wait      wait for a condition, never for time
 //! ```
@@ -24,6 +25,7 @@ pub mod host;
 pub mod layout;
 pub mod processes;
 pub mod registry;
+pub mod terminal;
 pub mod token;
 pub mod upstream;
 pub mod wait;

@@ -18,5 +18,6 @@ mod layers;
 mod refused;
 mod registry;
 mod servers;
+mod sessions;
 mod stall;
 mod unprivileged;
