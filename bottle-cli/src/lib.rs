@@ -18,6 +18,7 @@ mod exporting;
 mod failure;
 mod found;
 pub mod host;
+mod modes;
 mod names;
 mod printer;
 mod progress;

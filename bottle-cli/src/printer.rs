@@ -114,6 +114,9 @@ impl Printer {
 
     /// Says text that brings its own line ends.
     pub(crate) fn say_as_it_is(&self, text: &str) {
+        if text.is_empty() && !self.live.load(Ordering::Relaxed) {
+            return;
+        }
         let mut err = lock(&self.err);
         let erase = if self.live.swap(false, Ordering::Relaxed) {
             ERASE

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::exit::Status;
 use crate::failure::Failure;
 use crate::host::Signal;
+use crate::modes::Modes;
 use crate::printer::{Lost, Printer, Stream};
 use crate::terminal::{DetachKeys, Detector, Terminal, resizes};
 
@@ -91,6 +92,11 @@ impl Session<'_> {
             stderr,
             control,
         } = process;
+        let modes = Modes::new();
+        let stdout = match &self.terminal {
+            Some(_) => modes.watch(stdout),
+            None => stdout,
+        };
         let raw = match &self.terminal {
             Some(on) => {
                 let raw = on.terminal.raw().map_err(|error| {
@@ -120,15 +126,19 @@ impl Session<'_> {
             Ok(None) => {
                 out.abort();
                 err.abort();
+                // The prompt of a shell stands at the beginning of a line.
+                self.printer.say_as_it_is(&format!("{}\n", modes.undo()));
                 return Ok(Outcome::Left);
             }
             Err(error) => {
+                self.printer.say_as_it_is(&modes.undo());
                 drop(raw);
                 return Err(self.explain(error).await);
             }
         };
         ended.send_replace(true);
         let passed = [out.await, err.await];
+        self.printer.say_as_it_is(&modes.undo());
         drop(raw);
         for passed in passed {
             match passed.unwrap_or_else(|error| Err(Lost::There(error.into()))) {

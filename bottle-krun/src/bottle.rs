@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::error::{GONE, ShimError, failed, last_lines};
 use crate::process;
@@ -33,6 +33,9 @@ const GREETING: Duration = Duration::from_secs(10);
 
 /// How much longer than its grace a stop may take before the shim is killed.
 const STOP_MARGIN: Duration = Duration::from_secs(15);
+
+/// How often a shim that is about to end is looked at.
+const RELEASE_PERIOD: Duration = Duration::from_millis(5);
 
 /// A connection to a shim: opens streams, ends when dropped.
 #[derive(Debug)]
@@ -167,6 +170,7 @@ impl KrunBottle {
                 shim.bury(&its_dirs, Some(&ended)).await;
             } else {
                 let _ = waiting.read_u8().await;
+                released(&its_dirs).await;
             }
             let _ = send.send(Some(ended));
         });
@@ -183,6 +187,18 @@ impl KrunBottle {
     fn no_main(&self) -> BackendError {
         let id = self.id.clone();
         BackendError::NoMain { id }
+    }
+}
+
+/// Waits until a shim that has said its last word lets go of its bottle, or is taken to hang.
+async fn released(dirs: &Dirs) {
+    let gone = async {
+        while dirs.lives() {
+            sleep(RELEASE_PERIOD).await;
+        }
+    };
+    if timeout(STOP_MARGIN, gone).await.is_err() {
+        tracing::warn!("a shim does not end");
     }
 }
 

@@ -174,6 +174,12 @@ impl Dirs {
         first
     }
 
+    /// Says whether a shim holds the bottle.
+    pub(crate) fn lives(&self) -> bool {
+        File::open(self.lock())
+            .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Locks the bottle, and removes everything but the record; if it is gone that is no error.
     ///
     /// # Errors
@@ -267,9 +273,9 @@ pub(crate) fn list(options: &KrunOptions) -> Result<Vec<(BottleId, bool)>, State
     let mut found: Vec<_> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<BottleId>().ok())
         .filter_map(|id| {
-            let lock = File::open(Dirs::of(options, &id).lock()).ok()?;
-            let lives = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
-            Some((id, lives))
+            let dirs = Dirs::of(options, &id);
+            let lives = dirs.lives();
+            (lives || dirs.lock().exists()).then_some((id, lives))
         })
         .collect();
     found.sort();

@@ -387,6 +387,7 @@ async fn run_main(
         stdio: streams,
         control: client,
         owner: owner && !detached,
+        late: false,
     };
     main.serve(ends, pending).await
 }
@@ -412,6 +413,7 @@ async fn attach(
         stdio,
         control: client,
         owner: false,
+        late: true,
     };
     main.serve(ends, pending).await
 }

@@ -92,7 +92,7 @@ pub(super) async fn run(
                 remove();
             };
             if stages.report(&LaunchReport::Ready).await.is_err() {
-                tracing::warn!("the client went away as the bottle was ready");
+                tracing::debug!("the client went away as the bottle was ready");
             }
             running
                 .serve(incoming, owner_gone, listener, farewell)

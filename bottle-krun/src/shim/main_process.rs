@@ -61,6 +61,13 @@ struct Inner {
     owned: bool,
 }
 
+/// How a client listens.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    owner: bool,
+    late: bool,
+}
+
 /// One output of one client.
 struct Tap {
     stream: LogStream,
@@ -88,6 +95,8 @@ pub(super) struct ClientEnds {
     pub(super) control: MuxStream,
     /// Whether the bottle ends with it.
     pub(super) owner: bool,
+    /// Whether it comes late, and is shown first what is on the screen.
+    pub(super) late: bool,
 }
 
 impl MainProcess {
@@ -193,12 +202,13 @@ impl MainProcess {
             stdio: [stdin, stdout, stderr],
             control,
             owner,
+            late,
         } = client;
         let _attached = Attached::new(&self.attached);
         let (lagged, mut has_lagged) = watch::channel(false);
         self.hub.attach(
             [(LogStream::Out, stdout), (LogStream::Err, stderr)],
-            owner,
+            Manner { owner, late },
             &lagged,
             &pending,
         );
@@ -316,7 +326,7 @@ impl Hub {
     fn attach(
         &self,
         outputs: [(LogStream, Option<MuxStream>); 2],
-        owner: bool,
+        Manner { owner, late }: Manner,
         lagged: &watch::Sender<bool>,
         pending: &Pending,
     ) {
@@ -324,7 +334,8 @@ impl Hub {
         for (stream, to) in outputs {
             let Some(to) = to else { continue };
             let (sink, chunks) = mpsc::channel(MAX_LAG);
-            if stream == LogStream::Out
+            if late
+                && stream == LogStream::Out
                 && let Some(screen) = &mut inner.screen
             {
                 // The queue is empty.

@@ -69,11 +69,8 @@ fn a_detached_bottle_lives_by_itself_and_starts_again_with_its_disk() {
 
         let logged = wait_for(DEADLINE, "both lines are logged", async || {
             let output = run(host.bottle(["logs", "lives"]), b"").await?;
-            let both = (
-                output.text(),
-                String::from_utf8_lossy(&output.stderr).into_owned(),
-            );
-            Ok((both == ("out\n".to_owned(), "err\n".to_owned())).then_some(()))
+            let both = output.stdout == b"out\n" && output.stderr == b"err\n";
+            Ok(both.then_some(()))
         });
         logged.await?;
 
