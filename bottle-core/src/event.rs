@@ -75,6 +75,17 @@ pub enum Happening {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         dialled: Option<IpAddr>,
     },
+    /// A flow that was allowed without being looked into has ended.
+    Closed {
+        /// The id of its permission.
+        id: String,
+        /// Bytes from the bottle.
+        sent: u64,
+        /// Bytes to the bottle.
+        received: u64,
+        /// How long it was open.
+        took_ms: u64,
+    },
     /// A request or flow was refused.
     Refused {
         /// The decision's id.
@@ -190,6 +201,12 @@ mod tests {
                 status: None,
                 dialled: None,
             },
+            Happening::Closed {
+                id: text(),
+                sent: 0,
+                received: 0,
+                took_ms: 0,
+            },
             Happening::Violation { what: text() },
             Happening::Waiver { layer: text() },
             Happening::End { how: text() },
@@ -205,6 +222,7 @@ mod tests {
                 "start-failed",
                 "dns",
                 "allowed",
+                "closed",
                 "violation",
                 "waiver",
                 "end"

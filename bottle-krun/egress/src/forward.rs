@@ -25,10 +25,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::body::{Body, BodyError, Held, Pumped, Relayed};
 use crate::denial::Refusal;
+use crate::dial::DialError;
 use crate::ledger::{Ledger, Seen};
 use crate::request;
 use crate::scan::{BodyScan, ContentEncoding, ScanRefusal, Scanner};
-use crate::upstream::{DialError, Upstream};
+use crate::session::Terms;
+use crate::upstream::Upstream;
 
 /// A body was refused while it streamed; the event with this id says so.
 pub(crate) struct Found {
@@ -48,8 +50,7 @@ pub(crate) struct Carrier<'a> {
     pub(crate) scanner: &'a Arc<Scanner>,
     pub(crate) ledger: &'a Ledger,
     pub(crate) upstream: &'a Upstream,
-    /// The rule that allows it, as written.
-    pub(crate) rule: String,
+    pub(crate) terms: Terms,
     /// The request's place among the bottle's.
     pub(crate) permit: Arc<OwnedSemaphorePermit>,
 }
@@ -75,7 +76,7 @@ impl Carrier<'_> {
     }
 
     fn deny(&self, seen: &Seen, refusal: Refusal) -> Response<Body> {
-        let refusal = refusal.under(&self.rule);
+        let refusal = refusal.under(&self.terms.rule);
         let event = self.ledger.refused(seen, &refusal);
         refusal.response(&event)
     }
@@ -86,8 +87,10 @@ impl Carrier<'_> {
         request: Request<Body>,
         mut found: Option<oneshot::Receiver<Found>>,
     ) -> Response<Body> {
-        let mut allowed = self.ledger.allowed(seen.clone(), self.rule.clone());
-        let sending = self.upstream.send(request, found.is_some());
+        let mut allowed = self.ledger.allowed(seen.clone(), self.terms.rule.clone());
+        let sending = self
+            .upstream
+            .send(request, found.is_some(), self.terms.reach);
         tokio::pin!(sending);
         let first = match &mut found {
             None => First::Answer((&mut sending).await),
@@ -153,6 +156,10 @@ impl Carrier<'_> {
             None => UNKNOWN_LENGTH_PATIENCE,
         };
         let deadline = Instant::now() + patience;
+        let allowance = Allowance(self.terms.max_body);
+        if let Some(length) = length {
+            allowance.spend(length)?;
+        }
         let mut ready = Vec::new();
         let mut count = 0;
         while patience > Duration::ZERO && count <= HELD_WHOLE {
@@ -170,6 +177,7 @@ impl Carrier<'_> {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         count += data.len() as u64;
+                        allowance.spend(count)?;
                         ready.extend(scan.push(data).map_err(|r| refused_body(&r))?);
                         continue;
                     }
@@ -197,7 +205,8 @@ impl Carrier<'_> {
             scanner: Arc::clone(self.scanner),
             ledger: self.ledger.clone(),
             seen: seen.clone(),
-            rule: self.rule.clone(),
+            rule: self.terms.rule.clone(),
+            allowance: allowance.less(count),
             scan,
             body,
             frames,
@@ -218,10 +227,31 @@ struct Pump {
     ledger: Ledger,
     seen: Seen,
     rule: String,
+    allowance: Allowance,
     scan: BodyScan,
     body: Incoming,
     frames: mpsc::Sender<Result<Frame<Bytes>, BodyError>>,
     _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// How many more bytes of a body the rule lets pass.
+#[derive(Clone, Copy)]
+struct Allowance(Option<u64>);
+
+impl Allowance {
+    fn spend(self, count: u64) -> Result<(), Refusal> {
+        match self.0 {
+            Some(most) if count > most => Err(Refusal::new(
+                Reason::LimitReached,
+                "the request body is larger than its rule allows",
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn less(self, count: u64) -> Self {
+        Self(self.0.map(|most| most.saturating_sub(count)))
+    }
 }
 
 /// How a pump ended.
@@ -267,14 +297,20 @@ impl Pump {
                     return Pumping::Done;
                 }
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => match self.scan.push(data) {
-                        Ok(ready) => {
-                            if !self.release(ready).await {
-                                return Pumping::Unwanted;
-                            }
+                    Ok(data) => {
+                        if let Err(refusal) = self.allowance.spend(data.len() as u64) {
+                            return Pumping::Refused(refusal);
                         }
-                        Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
-                    },
+                        self.allowance = self.allowance.less(data.len() as u64);
+                        match self.scan.push(data) {
+                            Ok(ready) => {
+                                if !self.release(ready).await {
+                                    return Pumping::Unwanted;
+                                }
+                            }
+                            Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
+                        }
+                    }
                     Err(frame) => break frame.into_trailers().ok(),
                 },
             }

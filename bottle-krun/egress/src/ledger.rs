@@ -4,11 +4,14 @@ use std::fmt::{self, Debug, Formatter};
 use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bottle_core::event::{EventSink, Happening};
 use rustls::crypto::SecureRandom;
 
 use crate::denial::Refusal;
+use crate::tunnel::Counts;
 
 /// What a decision is about, in the words that may be recorded: every field has passed the scan.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,6 +66,22 @@ impl Ledger {
         }
     }
 
+    /// Records that a flow was opened which is not looked into; returns its id.
+    pub(crate) fn opened(&self, seen: Seen, rule: String, dialled: IpAddr) -> String {
+        let id = self.id();
+        self.events.record(Happening::Allowed {
+            id: id.clone(),
+            host: seen.host,
+            port: seen.port,
+            method: None,
+            path: None,
+            rule,
+            status: None,
+            dialled: Some(dialled),
+        });
+        id
+    }
+
     fn id(&self) -> String {
         let mut bytes = [0_u8; 8];
         if self.random.fill(&mut bytes).is_err() {
@@ -106,6 +125,26 @@ impl Drop for Allowed {
                 dialled: self.dialled,
             });
         }
+    }
+}
+
+/// A flow that is not looked into. Dropping it records its end.
+pub(crate) struct Closing {
+    pub(crate) ledger: Ledger,
+    pub(crate) id: String,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) began: Instant,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let took = self.began.elapsed().as_millis();
+        self.ledger.events.record(Happening::Closed {
+            id: mem::take(&mut self.id),
+            sent: self.counts.sent.load(Ordering::Relaxed),
+            received: self.counts.received.load(Ordering::Relaxed),
+            took_ms: u64::try_from(took).unwrap_or(u64::MAX),
+        });
     }
 }
 

@@ -11,16 +11,19 @@
 //!
 //! In reading order: `flow` (from the first byte to a protocol), `proxy` (the explicit
 //! entrance), `session` (one HTTP connection of the guest), `request` (judges a head),
-//! `forward` (carries a request), `upstream` (resolves, checks, dials), `denial` (explains).
+//! `forward` (carries a request), `tunnel` (carries what is not looked into), `upstream` (keeps
+//! connections), `dial` (resolves, checks, dials), `denial` (explains).
 #![forbid(unsafe_code)]
 
 mod address;
 mod body;
 mod ca;
 mod denial;
+mod dial;
 mod dns;
 mod flow;
 mod forward;
+mod hello;
 mod ledger;
 mod names;
 mod proxy;
@@ -30,6 +33,7 @@ mod scan;
 mod session;
 mod shared;
 mod sniff;
+mod tunnel;
 mod upstream;
 
 use std::fmt::{self, Debug, Formatter};
@@ -50,13 +54,13 @@ pub use scan::ScannerError;
 
 use crate::ca::{Authority, MintError};
 use crate::denial::Refusal;
+use crate::dial::Dialer;
 use crate::dns::DnsFilter;
 use crate::ledger::Ledger;
 use crate::names::NameTable;
 use crate::scan::Scanner;
 use crate::session::Target;
 use crate::shared::{MAX_REQUESTS, Shared};
-use crate::upstream::Dialer;
 
 /// The synthetic address of the gateway itself: a CONNECT proxy answers on [`PROXY_PORT`].
 pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));

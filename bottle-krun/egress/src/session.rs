@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bottle_core::policy::{HostName, Reason, Verdict};
+use bottle_core::policy::{HostName, Reason, RequestPath, Verdict};
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -19,7 +19,7 @@ use crate::denial::Refusal;
 use crate::forward::{Carrier, drain_short};
 use crate::ledger::Seen;
 use crate::request::{self, Scheme, WITHHELD};
-use crate::shared::Shared;
+use crate::shared::{Leave, Look, Reach, Shared};
 use crate::sniff::Duplex;
 use crate::upstream::Upstream;
 
@@ -41,6 +41,17 @@ impl Target {
             },
         }
     }
+}
+
+/// Under which terms one request was allowed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Terms {
+    /// The rule that allows it, as written.
+    pub(crate) rule: String,
+    pub(crate) reach: Reach,
+    pub(crate) max_body: Option<u64>,
+    /// Whether the request may have no method but the one in its head.
+    pub(crate) hangs_on_method: bool,
 }
 
 /// What the requests of a connection meet.
@@ -68,16 +79,17 @@ impl Session {
         target: Target,
         port: u16,
         scheme: Scheme,
-        verdict: Result<(), Refusal>,
+        verdict: Result<Leave, Refusal>,
     ) -> Self {
         let mode = match (verdict, &target) {
-            (Ok(()), Target::Name(name)) => Mode::Open(Upstream::new(
+            (Ok(leave), _) if leave.look != Look::Inspect => Mode::Refused(uninspected(port)),
+            (Ok(_), Target::Name(name)) => Mode::Open(Upstream::new(
                 Arc::clone(&shared.dialer),
                 name.clone(),
                 port,
                 scheme,
             )),
-            (Ok(()), Target::Address(address)) => Mode::Refused(literal(*address)),
+            (Ok(_), Target::Address(address)) => Mode::Refused(literal(*address)),
             (Err(refusal), _) => Mode::Refused(refusal),
         };
         Self {
@@ -160,43 +172,72 @@ impl Session {
         let judged = shared
             .begin_request()
             .and_then(|permit| Ok((permit, self.judge(&parts)?)));
-        let (permit, (rule, name, upstream)) = match judged {
+        let (permit, (terms, name, upstream)) = match judged {
             Ok(judged) => judged,
             Err(refusal) => {
                 drain_short(&parts.headers, body).await;
                 return deny(shared, &seen, &refusal);
             }
         };
-        if let Err(refusal) = request::judge(&shared.scanner, &parts, name, self.port, self.scheme)
-        {
+        let flow = request::Flow {
+            name,
+            port: self.port,
+            scheme: self.scheme,
+        };
+        let judged = request::judge(&shared.scanner, &parts, &flow, &terms);
+        if let Err(refusal) = judged {
             drain_short(&parts.headers, body).await;
-            return deny(shared, &seen, &refusal.under(&rule));
+            return deny(shared, &seen, &refusal.under(&terms.rule));
         }
         let carrier = Carrier {
             scanner: &shared.scanner,
             ledger: &shared.ledger,
             upstream,
-            rule,
+            terms,
             permit: Arc::new(permit),
         };
         carrier.carry(seen, parts, body).await
     }
 
     /// Finds the rule for this request; the connection's own verdict is not enough.
-    fn judge(&self, parts: &Parts) -> Result<(String, &HostName, &Upstream), Refusal> {
+    fn judge(&self, parts: &Parts) -> Result<(Terms, &HostName, &Upstream), Refusal> {
         let (upstream, name) = match (&self.mode, &self.target) {
             (Mode::Open(upstream), Target::Name(name)) => (upstream, name),
             (Mode::Open(_), Target::Address(address)) => return Err(literal(*address)),
-            (Mode::Refused(refusal), _) => {
-                // A secret on its way to a refused host is the graver finding.
-                request::secrets(&self.shared.scanner, parts)?;
-                return Err(refusal.clone());
-            }
+            (Mode::Refused(refusal), _) => return Err(self.or_secret(parts, refusal.clone())),
         };
-        match self.shared.policy.decide(name, self.port) {
-            Verdict::Allow(rule) => Ok((rule.to_string(), name, upstream)),
-            Verdict::Refuse(reason) => Err(Refusal::unlisted(reason, name, self.port)),
-        }
+        let (method, path) = (parts.method.as_str(), parts.uri.path());
+        let refusal = match self.shared.policy.request(name, self.port, method, path) {
+            Verdict::Allow(permit) => {
+                let terms = Terms {
+                    rule: permit.rule.to_string(),
+                    reach: Reach::of(permit.grant.is_private()),
+                    max_body: permit.inspect.max_body(),
+                    hangs_on_method: permit.hangs_on_method,
+                };
+                return Ok((terms, name, upstream));
+            }
+            Verdict::Deny(rule) => Refusal::denied(rule, name),
+            Verdict::Refuse(reason @ (Reason::MethodNotAllowed | Reason::PathNotAllowed)) => {
+                Refusal::uncovered(reason, name, method)
+            }
+            Verdict::Refuse(reason @ Reason::BadRequest) => {
+                let why = RequestPath::parse(path).map_or_else(|error| error.why(), |_| "");
+                Refusal::new(
+                    reason,
+                    format!("the path cannot be compared with a rule: {why}"),
+                )
+            }
+            Verdict::Refuse(reason) => Refusal::unlisted(reason, name, self.port),
+        };
+        Err(self.or_secret(parts, refusal))
+    }
+
+    /// A secret on its way to where it may not go is the graver finding.
+    fn or_secret(&self, parts: &Parts, refusal: Refusal) -> Refusal {
+        request::secrets(&self.shared.scanner, parts)
+            .err()
+            .unwrap_or(refusal)
     }
 }
 
@@ -211,6 +252,14 @@ pub(crate) fn literal(address: IpAddr) -> Refusal {
     Refusal::new(
         Reason::IpLiteral,
         format!("{address} is an address; only names can be allowed"),
+    )
+}
+
+/// The refusal of a request where requests are not looked at.
+fn uninspected(port: u16) -> Refusal {
+    Refusal::new(
+        Reason::BadProtocol,
+        format!("port {port} is not allowed for requests to a proxy; use CONNECT"),
     )
 }
 

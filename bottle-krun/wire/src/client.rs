@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::rule::LaunchRule;
+
 /// First message of a stream that a client opens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -77,8 +79,8 @@ pub struct Launch {
     pub vcpus: u8,
     /// Memory.
     pub ram_mib: u32,
-    /// The rules, each as `Rule` is written: host pattern and port.
-    pub rules: Vec<(String, u16)>,
+    /// The rules.
+    pub rules: Vec<LaunchRule>,
     /// Addresses named on the host's side.
     pub resolve: Vec<LaunchResolve>,
     /// PEM texts of further roots for upstreams.

@@ -15,3 +15,4 @@ pub mod guest;
 pub mod message;
 pub mod mux;
 pub mod pump;
+mod rule;

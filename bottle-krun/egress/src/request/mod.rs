@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bottle_core::policy::{HostName, Reason};
+use bottle_core::policy::{HostName, MAX_METHOD, Reason};
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
     TE, TRANSFER_ENCODING, UPGRADE,
@@ -14,6 +14,7 @@ use http::{Method, Version};
 use crate::denial::Refusal;
 use crate::ledger::Seen;
 use crate::scan::{ContentEncoding, Finding, Scanner};
+use crate::session::Terms;
 
 /// How the guest's side of the flow is protected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,19 +58,45 @@ pub(crate) fn describe(scanner: &Arc<Scanner>, host: String, port: u16, parts: &
     }
 }
 
-/// Judges everything of a request but its body, for a flow to `name` and `port`.
+/// The flow that a request came on.
+pub(crate) struct Flow<'a> {
+    pub(crate) name: &'a HostName,
+    pub(crate) port: u16,
+    pub(crate) scheme: Scheme,
+}
+
+/// Judges everything of a request but its body, for a flow, under the terms of its rule.
 pub(crate) fn judge(
     scanner: &Arc<Scanner>,
     parts: &Parts,
-    name: &HostName,
-    port: u16,
-    scheme: Scheme,
+    flow: &Flow<'_>,
+    terms: &Terms,
 ) -> Result<(), Refusal> {
     secrets(scanner, parts)?;
     method_and_target(parts)?;
-    authority(parts, name, port, scheme)?;
+    if terms.hangs_on_method {
+        one_method(&parts.headers)?;
+    }
+    authority(parts, flow)?;
     framing(&parts.headers)
 }
+
+/// Refuses headers by which some servers take a request for one of another method.
+fn one_method(headers: &HeaderMap) -> Result<(), Refusal> {
+    match OVERRIDES.iter().find(|name| headers.contains_key(**name)) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::new(
+            Reason::BadRequest,
+            format!("{name} is not allowed where a rule names methods"),
+        )),
+    }
+}
+
+const OVERRIDES: [&str; 3] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+];
 
 /// Looks for secrets in method, target and headers.
 pub(crate) fn secrets(scanner: &Arc<Scanner>, parts: &Parts) -> Result<(), Refusal> {
@@ -170,7 +197,8 @@ fn is_h2c(headers: &HeaderMap) -> bool {
 }
 
 /// The name in `Host`, in `:authority` and in an absolute target has to be the flow's.
-fn authority(parts: &Parts, name: &HostName, port: u16, scheme: Scheme) -> Result<(), Refusal> {
+fn authority(parts: &Parts, flow: &Flow<'_>) -> Result<(), Refusal> {
+    let Flow { name, port, scheme } = *flow;
     let mismatch = |detail: String| Err(Refusal::new(Reason::AuthorityMismatch, detail));
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -316,7 +344,6 @@ pub(crate) fn rewrite(parts: &mut Parts) {
     }
 }
 
-const MAX_METHOD: usize = 32;
 const MAX_RECORDED_PATH: usize = 1024;
 pub(crate) const WITHHELD: &str = "(withheld: it contains a secret)";
 

@@ -7,6 +7,7 @@
 
 mod allowed;
 mod refused;
+mod rules;
 mod secrets;
 mod streams;
 mod support;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bottle_core::event::{EventSink, Happening};
-use bottle_core::policy::{Policy, Reason};
+use bottle_core::policy::{Policy, Reason, WrittenRule};
 use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
 use bottle_egress::{Egress, EgressConfig, GATEWAY, PROXY_PORT};
@@ -84,6 +84,14 @@ pub(crate) fn github_token() -> String {
         ["gh", "p_"].concat(),
         String::from_utf8_lossy(&sum)
     )
+}
+
+/// A rule with nothing but a host.
+pub(crate) fn rule(host: &str) -> WrittenRule {
+    WrittenRule {
+        host: host.to_owned(),
+        ..WrittenRule::default()
+    }
 }
 
 /// Collects events.
@@ -388,10 +396,30 @@ impl Gateway {
         resolve: &[(&str, u16, SocketAddr)],
         known_values: Vec<Secret>,
     ) -> Self {
+        let rules = allow.iter().map(|rule| rule.parse().unwrap());
+        Self::made(ca, Policy::new(rules), resolve, known_values)
+    }
+
+    /// With whole rules.
+    pub(crate) fn with_rules(
+        ca: &TestCa,
+        rules: impl IntoIterator<Item = WrittenRule>,
+        resolve: &[(&str, u16, SocketAddr)],
+    ) -> Self {
+        let rules = rules.into_iter().map(|rule| rule.try_into().unwrap());
+        Self::made(ca, Policy::new(rules), resolve, Vec::new())
+    }
+
+    fn made(
+        ca: &TestCa,
+        policy: Policy,
+        resolve: &[(&str, u16, SocketAddr)],
+        known_values: Vec<Secret>,
+    ) -> Self {
         let events = Arc::new(Events::default());
         let egress = Egress::new(EgressConfig {
             bottle: "web".to_owned(),
-            policy: Policy::new(allow.iter().map(|rule| rule.parse().unwrap())),
+            policy,
             resolve: resolve
                 .iter()
                 .map(|(host, port, address)| Resolve {
@@ -479,23 +507,7 @@ impl Gateway {
         sni: &str,
         alpn: &[&str],
     ) -> io::Result<TlsStream<DuplexStream>> {
-        let mut roots = RootCertStore::empty();
-        let pem = self.egress.ca_pem();
-        roots
-            .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
-            .unwrap();
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-        let name = ServerName::try_from(sni.to_owned()).unwrap();
-        soon(
-            "the TLS handshake",
-            TlsConnector::from(Arc::new(config)).connect(name, stream),
-        )
-        .await
+        tls_trusting(&self.egress.ca_pem(), stream, sni, alpn).await
     }
 
     /// Opens HTTP/1.1 inside TLS through the proxy.
@@ -513,6 +525,31 @@ impl Gateway {
         tokio::spawn(connection);
         sender
     }
+}
+
+/// Does a client's side of TLS, trusting this certificate alone.
+pub(crate) async fn tls_trusting(
+    pem: &str,
+    stream: DuplexStream,
+    sni: &str,
+    alpn: &[&str],
+) -> io::Result<TlsStream<DuplexStream>> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+        .unwrap();
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(sni.to_owned()).unwrap();
+    soon(
+        "the TLS handshake",
+        TlsConnector::from(Arc::new(config)).connect(name, stream),
+    )
+    .await
 }
 
 /// Speaks HTTP/1.1 on a stream.
