@@ -105,6 +105,27 @@ pub enum Happening {
         /// The reason in words, as the guest saw it.
         detail: String,
     },
+    /// A request carried a secret, and its rule let the rest of it pass.
+    SecretSeen {
+        /// The finding's own id.
+        id: String,
+        /// The host by name.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The request method, unless it is what holds the secret.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        method: Option<String>,
+        /// The path without its query, unless it is what holds the secret.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path: Option<String>,
+        /// The rule, as written.
+        rule: String,
+        /// Whether the secret was overwritten; it has left otherwise.
+        overwritten: bool,
+        /// What was found, and where: its kind or name, never its text.
+        detail: String,
+    },
     /// Something other than the workload broke the control protocol, or tried a closed door.
     Violation {
         /// What was seen.
@@ -207,6 +228,16 @@ mod tests {
                 received: 0,
                 took_ms: 0,
             },
+            Happening::SecretSeen {
+                id: text(),
+                host: text(),
+                port: 0,
+                method: None,
+                path: None,
+                rule: text(),
+                overwritten: false,
+                detail: text(),
+            },
             Happening::Violation { what: text() },
             Happening::Waiver { layer: text() },
             Happening::End { how: text() },
@@ -223,6 +254,7 @@ mod tests {
                 "dns",
                 "allowed",
                 "closed",
+                "secret-seen",
                 "violation",
                 "waiver",
                 "end"

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::forward::Found;
+use crate::pump::Found;
 
 /// Every body that the gateway sends, in either direction.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;

@@ -5,38 +5,30 @@
 //!                └─ long: dial, send ◄─ released chunks ─ pump (holds back what may be a secret)
 //! ```
 
-use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bottle_core::policy::Reason;
 use bytes::Bytes;
-use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, TRAILER,
-};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRAILER};
 use http::request::Parts;
 use http::{Request, Response};
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::body::{Body, BodyError, Held, Pumped, Relayed};
+use crate::body::{Body, Held, Pumped, Relayed};
 use crate::denial::Refusal;
 use crate::dial::DialError;
 use crate::ledger::{Ledger, Seen};
+use crate::pump::{Allowance, Found, Notes, Pump, refused_body};
 use crate::request;
-use crate::scan::{BodyScan, ContentEncoding, ScanRefusal, Scanner};
+use crate::scan::{BodyScan, ContentEncoding, Scanner, Treatment};
 use crate::session::Terms;
 use crate::upstream::Upstream;
-
-/// A body was refused while it streamed; the event with this id says so.
-pub(crate) struct Found {
-    pub(crate) refusal: Refusal,
-    pub(crate) event: String,
-}
 
 /// What came first while a request was being sent.
 enum First {
@@ -138,6 +130,31 @@ impl Carrier<'_> {
         }
     }
 
+    fn notes(&self, seen: &Seen) -> Notes {
+        Notes {
+            scanner: Arc::clone(self.scanner),
+            ledger: self.ledger.clone(),
+            seen: seen.clone(),
+            terms: self.terms.clone(),
+        }
+    }
+
+    fn begin_scan(&self, headers: &HeaderMap, notes: &Notes) -> Result<BodyScan, Refusal> {
+        let treatment = Treatment::of(self.terms.dlp);
+        let encoding = match (request::encoding(headers), treatment) {
+            (Ok(encoding), _) => encoding,
+            (Err(_), Treatment::Ignore) => ContentEncoding::Identity,
+            (Err(refusal), Treatment::Report) => {
+                notes
+                    .ledger
+                    .secret_seen(&notes.seen, &notes.terms, refusal.detail);
+                ContentEncoding::Identity
+            }
+            (Err(refusal), Treatment::Overwrite | Treatment::Refuse) => return Err(refusal),
+        };
+        Ok(self.scanner.stream(encoding, treatment))
+    }
+
     /// Reads a short body to its end; starts the pump for any other.
     async fn body(
         &self,
@@ -148,7 +165,8 @@ impl Carrier<'_> {
         if body.is_end_stream() {
             return Ok((Held::new([], None).boxed_unsync(), None));
         }
-        let mut scan = self.scanner.stream(request::encoding(headers)?);
+        let notes = self.notes(seen);
+        let mut scan = self.begin_scan(headers, &notes)?;
         let length = body.size_hint().exact();
         let patience = match length {
             Some(length) if length <= HELD_WHOLE => SHORT_BODY_TIMEOUT,
@@ -179,15 +197,17 @@ impl Carrier<'_> {
                         count += data.len() as u64;
                         allowance.spend(count)?;
                         ready.extend(scan.push(data).map_err(|r| refused_body(&r))?);
+                        notes.tell(scan.findings());
                         continue;
                     }
                     Err(frame) => frame.into_trailers().ok(),
                 },
             };
             let trailers = trailers
-                .map(|trailers| judge_trailers(self.scanner, trailers))
+                .map(|trailers| notes.trailers(trailers))
                 .transpose()?;
             ready.extend(scan.finish().map_err(|r| refused_body(&r))?);
+            notes.tell(scan.findings());
             if let Some(trailers) = &trailers {
                 announce(headers, trailers);
             }
@@ -202,10 +222,7 @@ impl Carrier<'_> {
         let (frames, receiver) = mpsc::channel(1);
         let (found, finding) = oneshot::channel();
         let pump = Pump {
-            scanner: Arc::clone(self.scanner),
-            ledger: self.ledger.clone(),
-            seen: seen.clone(),
-            rule: self.terms.rule.clone(),
+            notes,
             allowance: allowance.less(count),
             scan,
             body,
@@ -218,129 +235,6 @@ impl Carrier<'_> {
             length,
         };
         Ok((pumped.boxed_unsync(), Some(finding)))
-    }
-}
-
-/// Reads a long body from the guest, scans it, and releases it to the upstream, a chunk at a time.
-struct Pump {
-    scanner: Arc<Scanner>,
-    ledger: Ledger,
-    seen: Seen,
-    rule: String,
-    allowance: Allowance,
-    scan: BodyScan,
-    body: Incoming,
-    frames: mpsc::Sender<Result<Frame<Bytes>, BodyError>>,
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-/// How many more bytes of a body the rule lets pass.
-#[derive(Clone, Copy)]
-struct Allowance(Option<u64>);
-
-impl Allowance {
-    fn spend(self, count: u64) -> Result<(), Refusal> {
-        match self.0 {
-            Some(most) if count > most => Err(Refusal::new(
-                Reason::LimitReached,
-                "the request body is larger than its rule allows",
-            )),
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    fn less(self, count: u64) -> Self {
-        Self(self.0.map(|most| most.saturating_sub(count)))
-    }
-}
-
-/// How a pump ended.
-enum Pumping {
-    /// The whole body went out, or one of the two sides went away.
-    Done,
-    /// Nobody wants the rest of the body.
-    Unwanted,
-    Refused(Refusal),
-}
-
-impl Pump {
-    async fn run(mut self, ready: Vec<Bytes>, found: oneshot::Sender<Found>) {
-        match self.pump(ready).await {
-            Pumping::Done => return,
-            Pumping::Unwanted => {}
-            Pumping::Refused(refusal) => {
-                let refusal = refusal.under(&self.rule);
-                let event = self.ledger.refused(&self.seen, &refusal);
-                // First the word, then the abort, so that whoever sees the abort finds the word.
-                let _ = found.send(Found { refusal, event });
-                let _ = self.frames.send(Err(BodyError::Aborted)).await;
-            }
-        }
-        // A guest that is still writing reads its answer only if nobody slams the door.
-        drop(self.frames);
-        drain(self.body, MAX_DRAINED).await;
-    }
-
-    async fn pump(&mut self, ready: Vec<Bytes>) -> Pumping {
-        if !self.release(ready).await {
-            return Pumping::Unwanted;
-        }
-        let trailers = loop {
-            let frame = tokio::select! {
-                frame = self.body.frame() => frame,
-                () = self.frames.closed() => return Pumping::Unwanted,
-            };
-            match frame {
-                None => break None,
-                Some(Err(_)) => {
-                    let _ = self.frames.send(Err(BodyError::Aborted)).await;
-                    return Pumping::Done;
-                }
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        if let Err(refusal) = self.allowance.spend(data.len() as u64) {
-                            return Pumping::Refused(refusal);
-                        }
-                        self.allowance = self.allowance.less(data.len() as u64);
-                        match self.scan.push(data) {
-                            Ok(ready) => {
-                                if !self.release(ready).await {
-                                    return Pumping::Unwanted;
-                                }
-                            }
-                            Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
-                        }
-                    }
-                    Err(frame) => break frame.into_trailers().ok(),
-                },
-            }
-        };
-        let trailers = match trailers.map(|trailers| judge_trailers(&self.scanner, trailers)) {
-            None => None,
-            Some(Ok(trailers)) => Some(trailers),
-            Some(Err(refusal)) => return Pumping::Refused(refusal),
-        };
-        let last = self.scanner.stream(ContentEncoding::Identity);
-        match mem::replace(&mut self.scan, last).finish() {
-            Ok(ready) => {
-                self.release(ready).await;
-            }
-            Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
-        }
-        if let Some(trailers) = trailers {
-            let _ = self.frames.send(Ok(Frame::trailers(trailers))).await;
-        }
-        Pumping::Done
-    }
-
-    /// Hands chunks to the upstream as fast as it takes them; says whether it wants more.
-    async fn release(&self, ready: Vec<Bytes>) -> bool {
-        for chunk in ready {
-            if !chunk.is_empty() && self.frames.send(Ok(Frame::data(chunk))).await.is_err() {
-                return false;
-            }
-        }
-        true
     }
 }
 
@@ -371,31 +265,6 @@ pub(crate) async fn drain_short(headers: &HeaderMap, body: Incoming) {
     }
 }
 
-fn refused_body(refusal: &ScanRefusal) -> Refusal {
-    let reason = match refusal {
-        ScanRefusal::Secret(_) => Reason::SecretFound,
-        ScanRefusal::Bomb | ScanRefusal::Undecodable => Reason::BadRequest,
-    };
-    Refusal::new(reason, refusal.to_string())
-}
-
-/// Refuses trailers with a secret, and leaves out what has no business in a trailer.
-fn judge_trailers(scanner: &Arc<Scanner>, mut trailers: HeaderMap) -> Result<HeaderMap, Refusal> {
-    match request::headers(scanner, &trailers) {
-        None => {
-            request::strip_hop_by_hop(&mut trailers);
-            for name in [HOST, CONTENT_LENGTH, CONTENT_ENCODING, TRAILER] {
-                trailers.remove(name);
-            }
-            Ok(trailers)
-        }
-        Some(finding) => Err(Refusal::new(
-            Reason::SecretFound,
-            format!("request trailer contains secret: {}", finding.name),
-        )),
-    }
-}
-
 /// HTTP/1.1 carries only those trailers that the head announced.
 fn announce(headers: &mut HeaderMap, trailers: &HeaderMap) {
     headers.remove(TRAILER);
@@ -410,4 +279,3 @@ const SHORT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a body of unknown length may take to end before it counts as a stream.
 const UNKNOWN_LENGTH_PATIENCE: Duration = Duration::from_millis(50);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_DRAINED: u64 = 64 << 20;

@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bottle_core::event::{EventSink, Happening};
+use bottle_core::policy::Dlp;
 use rustls::crypto::SecureRandom;
 
 use crate::denial::Refusal;
+use crate::session::Terms;
 use crate::tunnel::Counts;
 
 /// What a decision is about, in the words that may be recorded: every field has passed the scan.
@@ -64,6 +66,21 @@ impl Ledger {
             status: None,
             dialled: None,
         }
+    }
+
+    /// Records a secret in a request that goes on.
+    pub(crate) fn secret_seen(&self, seen: &Seen, terms: &Terms, detail: String) {
+        tracing::info!(host = %seen.host, port = seen.port, rule = %terms.rule, "egress secret seen");
+        self.events.record(Happening::SecretSeen {
+            id: self.id(),
+            host: seen.host.clone(),
+            port: seen.port,
+            method: seen.method.clone(),
+            path: seen.path.clone(),
+            rule: terms.rule.clone(),
+            overwritten: terms.dlp == Dlp::Redact,
+            detail,
+        });
     }
 
     /// Records that a flow was opened which is not looked into; returns its id.

@@ -11,7 +11,7 @@
 //!
 //! In reading order: `flow` (from the first byte to a protocol), `proxy` (the explicit
 //! entrance), `session` (one HTTP connection of the guest), `request` (judges a head),
-//! `forward` (carries a request), `tunnel` (carries what is not looked into), `upstream` (keeps
+//! `forward` and `pump` (carry a request), `tunnel` (carries what is not looked into), `upstream` (keeps
 //! connections), `dial` (resolves, checks, dials), `denial` (explains).
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod hello;
 mod ledger;
 mod names;
 mod proxy;
+mod pump;
 mod request;
 mod roots;
 mod scan;

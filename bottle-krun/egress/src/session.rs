@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bottle_core::policy::{HostName, Reason, RequestPath, Verdict};
+use bottle_core::policy::{Dlp, HostName, Reason, RequestPath, Verdict};
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -50,6 +50,8 @@ pub(crate) struct Terms {
     pub(crate) rule: String,
     pub(crate) reach: Reach,
     pub(crate) max_body: Option<u64>,
+    /// What becomes of secrets.
+    pub(crate) dlp: Dlp,
     /// Whether the request may have no method but the one in its head.
     pub(crate) hangs_on_method: bool,
 }
@@ -165,7 +167,7 @@ impl Session {
     /// Answers one request.
     pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         self.answered.store(true, Ordering::Relaxed);
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let shared = &self.shared;
         let host = self.target.shown(shared);
         let seen = request::describe(&shared.scanner, host, self.port, &parts);
@@ -184,10 +186,16 @@ impl Session {
             port: self.port,
             scheme: self.scheme,
         };
-        let judged = request::judge(&shared.scanner, &parts, &flow, &terms);
-        if let Err(refusal) = judged {
-            drain_short(&parts.headers, body).await;
-            return deny(shared, &seen, &refusal.under(&terms.rule));
+        let judged = request::judge(&shared.scanner, &parts, &flow, &terms)
+            .and_then(|()| request::treat(&shared.scanner, &mut parts, terms.dlp));
+        match judged {
+            Ok(noted) => noted
+                .into_iter()
+                .for_each(|detail| shared.ledger.secret_seen(&seen, &terms, detail)),
+            Err(refusal) => {
+                drain_short(&parts.headers, body).await;
+                return deny(shared, &seen, &refusal.under(&terms.rule));
+            }
         }
         let carrier = Carrier {
             scanner: &shared.scanner,
@@ -213,6 +221,7 @@ impl Session {
                     rule: permit.rule.to_string(),
                     reach: Reach::of(permit.grant.is_private()),
                     max_body: permit.inspect.max_body(),
+                    dlp: permit.inspect.dlp(),
                     hangs_on_method: permit.hangs_on_method,
                 };
                 return Ok((terms, name, upstream));

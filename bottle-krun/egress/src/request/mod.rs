@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bottle_core::policy::{HostName, MAX_METHOD, Reason};
+use bottle_core::policy::{Dlp, HostName, MAX_METHOD, Reason};
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
     TE, TRANSFER_ENCODING, UPGRADE,
@@ -72,7 +72,9 @@ pub(crate) fn judge(
     flow: &Flow<'_>,
     terms: &Terms,
 ) -> Result<(), Refusal> {
-    secrets(scanner, parts)?;
+    if terms.dlp == Dlp::Block {
+        secrets(scanner, parts)?;
+    }
     method_and_target(parts)?;
     if terms.hangs_on_method {
         one_method(&parts.headers)?;
@@ -97,6 +99,48 @@ const OVERRIDES: [&str; 3] = [
     "x-http-method",
     "x-method-override",
 ];
+
+/// Does to the secrets in a judged head what its rule says, if that is not to refuse it; returns
+/// what is to be told of them.
+pub(crate) fn treat(
+    scanner: &Arc<Scanner>,
+    parts: &mut Parts,
+    dlp: Dlp,
+) -> Result<Vec<String>, Refusal> {
+    match dlp {
+        Dlp::Block | Dlp::Off => Ok(Vec::new()),
+        Dlp::Warn => Ok(secrets(scanner, parts)
+            .err()
+            .map(|refusal| refusal.detail)
+            .into_iter()
+            .collect()),
+        Dlp::Redact => {
+            let found = overwrite(scanner, &mut parts.headers);
+            // What is left stands where it cannot be overwritten.
+            secrets(scanner, parts)?;
+            Ok(found
+                .into_iter()
+                .map(|finding| format!("request header contains secret: {}", finding.name))
+                .collect())
+        }
+    }
+}
+
+/// Overwrites secrets in the values of headers or trailers.
+pub(crate) fn overwrite(scanner: &Scanner, headers: &mut HeaderMap) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for value in headers.values_mut() {
+        let mut text = value.as_bytes().to_vec();
+        let more = scanner.overwrite(&mut text);
+        if !more.is_empty()
+            && let Ok(text) = HeaderValue::from_bytes(&text)
+        {
+            *value = text;
+            found.extend(more);
+        }
+    }
+    found
+}
 
 /// Looks for secrets in method, target and headers.
 pub(crate) fn secrets(scanner: &Arc<Scanner>, parts: &Parts) -> Result<(), Refusal> {

@@ -20,6 +20,7 @@ fn judged(request: Builder) -> Result<(), Refusal> {
         rule: "allow a.test".to_owned(),
         reach: Reach::Public,
         max_body: None,
+        dlp: Dlp::Block,
         hangs_on_method: false,
     };
     judge(&scanner, &parts(request), &flow, &terms)

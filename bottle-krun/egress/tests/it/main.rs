@@ -6,6 +6,7 @@
 )]
 
 mod allowed;
+mod dlp;
 mod refused;
 mod rules;
 mod secrets;

@@ -304,6 +304,48 @@ async fn a_spliced_handshake_names_its_host_and_nothing_else() {
     until("three refusals", || gateway.events.refusals().len() == 3).await;
 }
 
+/// A handshake for a name, with the extension in which a second, encrypted one travels.
+fn veiled_hello(name: &str) -> Vec<u8> {
+    let sized = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+        [&length[..], bytes].concat()
+    };
+    let entry = [&[0][..], &sized(name.as_bytes())].concat();
+    let extensions = [
+        &[0, 0][..],
+        &sized(&sized(&entry)),
+        &[0xfe, 0x0d],
+        &sized(b"veil"),
+    ];
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0, 0, 2, 0x13, 1, 1, 0],
+        &sized(&extensions.concat()),
+    ];
+    let message = [&[1, 0][..], &sized(&body.concat())].concat();
+    [&[22, 3, 1][..], &sized(&message)].concat()
+}
+
+#[tokio::test]
+async fn a_spliced_handshake_with_a_second_name_goes_nowhere() {
+    let ca = TestCa::new();
+    let origin = Origin::tls(&ca, NAME, &["http/1.1"]).await;
+    let splice = WrittenRule {
+        mode: Some(WrittenMode::Splice),
+        ..rule(NAME)
+    };
+    let gateway = Gateway::with_rules(&ca, [splice], &[(NAME, 443, origin.address)]);
+    let mut stream = gateway.tunnel(AUTHORITY).await.unwrap();
+    stream.write_all(&veiled_hello(NAME)).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon("the end", stream.read_to_end(&mut answer)).await;
+    let (reason, _, detail) = gateway.events.refusals().pop().unwrap();
+    assert_eq!(reason, Reason::AuthorityMismatch);
+    assert!(detail.ends_with("(ECH)"), "{detail}");
+    assert_eq!(origin.log.connections(), 0);
+}
+
 #[tokio::test]
 async fn tcp_to_a_listed_port_passes_both_ways_and_is_counted() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
