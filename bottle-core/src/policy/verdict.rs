@@ -59,12 +59,16 @@ pub struct RequestPermit<'a> {
 pub enum Reason {
     /// Every address of the name is one that a bottle may not reach (loopback, private, metadata…).
     AddressNotAllowed,
+    /// The upstream's answer could hold a credential and cannot be scrubbed.
+    AnswerWithheld,
     /// CONNECT name, SNI, Host or `:authority` differ from each other.
     AuthorityMismatch,
     /// The peer did not speak the protocol that the port or rule calls for.
     BadProtocol,
     /// The request cannot be judged safely (malformed, ambiguous framing, forbidden method).
     BadRequest,
+    /// The credential that the rule puts in could not be had.
+    CredentialUnavailable,
     /// A rule forbids it.
     DeniedByRule,
     /// No rule names the host.

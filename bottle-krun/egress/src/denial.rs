@@ -191,6 +191,10 @@ fn wording(reason: Reason) -> Wording {
             "critical",
             "policy",
         ),
+        Reason::AnswerWithheld => failed(
+            "The answer cannot be passed on",
+            "the host sends what could hold a credential of the bottle's owner",
+        ),
         Reason::AuthorityMismatch => refused(
             "The request names different hosts",
             "use the same host in the address, in TLS and in `Host`",
@@ -211,6 +215,10 @@ fn wording(reason: Reason) -> Wording {
             "bad_request",
             "warn",
             "none",
+        ),
+        Reason::CredentialUnavailable => failed(
+            "The credential for the host could not be had",
+            "whoever starts the bottle sees why in its log",
         ),
         Reason::DeniedByRule => refused(
             "A rule forbids it",

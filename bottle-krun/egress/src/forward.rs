@@ -13,7 +13,7 @@ use bottle_core::policy::Reason;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRAILER};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::body::{Body, Held, Pumped, Relayed};
+use crate::credential::{Keeper, Value, scrub};
 use crate::denial::Refusal;
 use crate::dial::DialError;
 use crate::ledger::{Ledger, Seen};
@@ -35,6 +36,29 @@ enum First {
     /// The pump's last word: a refusal, or nothing, which means that the body was clean.
     Word(Option<Found>),
     Answer(Result<(IpAddr, Response<Incoming>), DialError>),
+}
+
+/// A body that may begin to go out.
+enum Ready {
+    /// It was read to its end.
+    Held(Held),
+    /// The pump will say whether it is refused after all.
+    Pumped(Body, oneshot::Receiver<Found>),
+}
+
+/// A request that was answered.
+struct Sent {
+    address: IpAddr,
+    answer: Response<Incoming>,
+    /// The pump's word, if it is still at work.
+    refused: Option<oneshot::Receiver<Found>>,
+}
+
+/// A request that was not.
+enum Unsent {
+    Failed(DialError),
+    /// It was refused while it streamed, and that is recorded.
+    Told(Found),
 }
 
 /// What a request is carried with.
@@ -55,16 +79,20 @@ impl Carrier<'_> {
         mut parts: Parts,
         body: Incoming,
     ) -> Response<Body> {
-        let (body, found) = match self.body(&seen, &mut parts.headers, body).await {
+        let ready = match self.body(&seen, &mut parts.headers, body).await {
             Ok(ready) => ready,
             Err(refusal) => return self.deny(&seen, refusal),
         };
         request::rewrite(&mut parts);
-        if body.size_hint().exact().is_none() {
-            parts.headers.remove(CONTENT_LENGTH);
-        }
-        self.send(seen, Request::from_parts(parts, body), found)
-            .await
+        let Some(keeper) = &self.terms.credential else {
+            return self.send(seen, parts, ready, None).await;
+        };
+        let value = match keeper.value().await {
+            Ok(value) => value,
+            Err(refusal) => return self.deny(&seen, refusal),
+        };
+        keeper.inject(&mut parts.headers, &value);
+        self.send(seen, parts, ready, Some((keeper, value))).await
     }
 
     fn deny(&self, seen: &Seen, refusal: Refusal) -> Response<Body> {
@@ -73,18 +101,82 @@ impl Carrier<'_> {
         refusal.response(&event)
     }
 
+    /// Sends, once more if a newer credential may be what is lacking, and readies the answer.
     async fn send(
         &self,
         seen: Seen,
-        request: Request<Body>,
-        mut found: Option<oneshot::Receiver<Found>>,
+        parts: Parts,
+        ready: Ready,
+        mut spent: Option<(&Arc<Keeper>, Arc<Value>)>,
     ) -> Response<Body> {
         let mut allowed = self.ledger.allowed(seen.clone(), self.terms.rule.clone());
+        // What was held whole can be sent again.
+        let again = match (&ready, &spent) {
+            (Ready::Held(held), Some(_)) => Some((parts.clone(), held.clone())),
+            (Ready::Held(_) | Ready::Pumped(..), _) => None,
+        };
+        let mut sent = self.exchange(parts, ready).await;
+        if let Ok(Sent { answer, .. }) = &sent
+            && answer.status() == StatusCode::UNAUTHORIZED
+            && let Some((keeper, value)) = &mut spent
+            && let Some(newer) = keeper.renewed(value).await
+        {
+            *value = newer;
+            if let Some((mut parts, held)) = again {
+                keeper.inject(&mut parts.headers, value);
+                sent = self.exchange(parts, Ready::Held(held)).await;
+            }
+        }
+        let Sent {
+            address,
+            answer,
+            refused,
+        } = match sent {
+            Ok(sent) => sent,
+            Err(unsent) => {
+                allowed.withdraw();
+                return match unsent {
+                    Unsent::Told(found) => found.refusal.response(&found.event),
+                    Unsent::Failed(error) => self.deny(&seen, error.refusal()),
+                };
+            }
+        };
+        allowed.dialled = Some(address);
+        allowed.status = Some(answer.status().as_u16());
+        let (mut parts, answer) = answer.into_parts();
+        request::strip_hop_by_hop(&mut parts.headers);
+        // An offer of another way to the host, which a bottle does not have.
+        parts.headers.remove("alt-svc");
+        let relayed = Relayed {
+            answer,
+            refused,
+            _permit: Arc::clone(&self.permit),
+        };
+        let body = relayed.boxed_unsync();
+        match spent {
+            None => Response::from_parts(parts, body),
+            Some((_, value)) => match scrub::answer(&value, &mut parts, body) {
+                Ok(body) => Response::from_parts(parts, body),
+                Err(refusal) => self.deny(&seen, refusal),
+            },
+        }
+    }
+
+    /// Sends once and waits for the head of the answer.
+    async fn exchange(&self, mut parts: Parts, ready: Ready) -> Result<Sent, Unsent> {
+        let (body, mut refused) = match ready {
+            Ready::Held(held) => (held.boxed_unsync(), None),
+            Ready::Pumped(body, word) => (body, Some(word)),
+        };
+        if body.size_hint().exact().is_none() {
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        let request = Request::from_parts(parts, body);
         let sending = self
             .upstream
-            .send(request, found.is_some(), self.terms.reach);
+            .send(request, refused.is_some(), self.terms.reach);
         tokio::pin!(sending);
-        let first = match &mut found {
+        let first = match &mut refused {
             None => First::Answer((&mut sending).await),
             Some(word) => tokio::select! {
                 biased;
@@ -93,40 +185,25 @@ impl Carrier<'_> {
             },
         };
         let sent = match first {
-            First::Word(Some(found)) => {
-                allowed.withdraw();
-                return found.refusal.response(&found.event);
-            }
+            First::Word(Some(found)) => return Err(Unsent::Told(found)),
             // The whole body was clean and is on its way.
             First::Word(None) => {
-                found = None;
+                refused = None;
                 sending.await
             }
             First::Answer(sent) => sent,
         };
         match sent {
-            Ok((address, answer)) => {
-                allowed.dialled = Some(address);
-                allowed.status = Some(answer.status().as_u16());
-                let (mut parts, answer) = answer.into_parts();
-                request::strip_hop_by_hop(&mut parts.headers);
-                // An offer of another way to the host, which a bottle does not have.
-                parts.headers.remove("alt-svc");
-                let relayed = Relayed {
-                    answer,
-                    refused: found,
-                    _permit: Arc::clone(&self.permit),
-                };
-                Response::from_parts(parts, relayed.boxed_unsync())
-            }
-            Err(error) => {
-                allowed.withdraw();
-                // An aborted body looks like a broken upstream; the word says what it was.
-                if let Some(Ok(found)) = found.as_mut().map(oneshot::Receiver::try_recv) {
-                    return found.refusal.response(&found.event);
-                }
-                self.deny(&seen, error.refusal())
-            }
+            Ok((address, answer)) => Ok(Sent {
+                address,
+                answer,
+                refused,
+            }),
+            // An aborted body looks like a broken upstream; the word says what it was.
+            Err(error) => Err(match refused.as_mut().map(oneshot::Receiver::try_recv) {
+                Some(Ok(found)) => Unsent::Told(found),
+                Some(Err(_)) | None => Unsent::Failed(error),
+            }),
         }
     }
 
@@ -161,9 +238,9 @@ impl Carrier<'_> {
         seen: &Seen,
         headers: &mut HeaderMap,
         mut body: Incoming,
-    ) -> Result<(Body, Option<oneshot::Receiver<Found>>), Refusal> {
+    ) -> Result<Ready, Refusal> {
         if body.is_end_stream() {
-            return Ok((Held::new([], None).boxed_unsync(), None));
+            return Ok(Ready::Held(Held::new([], None)));
         }
         let notes = self.notes(seen);
         let mut scan = self.begin_scan(headers, &notes)?;
@@ -211,7 +288,7 @@ impl Carrier<'_> {
             if let Some(trailers) = &trailers {
                 announce(headers, trailers);
             }
-            return Ok((Held::new(ready, trailers).boxed_unsync(), None));
+            return Ok(Ready::Held(Held::new(ready, trailers)));
         }
         if length.is_some_and(|length| length <= HELD_WHOLE) {
             return Err(Refusal::new(
@@ -234,7 +311,7 @@ impl Carrier<'_> {
             frames: receiver,
             length,
         };
-        Ok((pumped.boxed_unsync(), Some(finding)))
+        Ok(Ready::Pumped(pumped.boxed_unsync(), finding))
     }
 }
 

@@ -12,12 +12,14 @@
 //! In reading order: `flow` (from the first byte to a protocol), `proxy` (the explicit
 //! entrance), `session` (one HTTP connection of the guest), `request` (judges a head),
 //! `forward` and `pump` (carry a request), `tunnel` (carries what is not looked into), `upstream` (keeps
-//! connections), `dial` (resolves, checks, dials), `denial` (explains).
+//! connections), `dial` (resolves, checks, dials), `credential` (injects and scrubs), `denial`
+//! (explains).
 #![forbid(unsafe_code)]
 
 mod address;
 mod body;
 mod ca;
+mod credential;
 mod denial;
 mod dial;
 mod dns;
@@ -41,6 +43,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use bottle_core::credential::Credential;
 use bottle_core::event::EventSink;
 use bottle_core::policy::{Policy, Reason};
 use bottle_core::secret::Secret;
@@ -50,10 +53,14 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
+pub use credential::{
+    CommandSource, CredentialSource, FileSource, FixedSource, SourceError, VaultError,
+};
 pub use roots::RootsError;
 pub use scan::ScannerError;
 
 use crate::ca::{Authority, MintError};
+use crate::credential::Vault;
 use crate::denial::Refusal;
 use crate::dial::Dialer;
 use crate::dns::DnsFilter;
@@ -106,6 +113,18 @@ impl Egress {
     ///
     /// [`EgressError`] if the host has no usable roots, a PEM text holds none, or a key cannot be made.
     pub fn new(config: EgressConfig) -> Result<Self, EgressError> {
+        Self::with_credentials(config, Vec::new())
+    }
+
+    /// The same, with the credentials that rules name and where their values come from.
+    ///
+    /// # Errors
+    ///
+    /// The same, and [`EgressError::Credentials`] if a rule names one that is not among them.
+    pub fn with_credentials(
+        config: EgressConfig,
+        credentials: Vec<(Credential, Box<dyn CredentialSource>)>,
+    ) -> Result<Self, EgressError> {
         let EgressConfig {
             bottle,
             policy,
@@ -118,6 +137,7 @@ impl Egress {
         let random = default_provider.secure_random;
         let provider = Arc::new(default_provider);
         let scanner = Arc::new(Scanner::new(&known_values)?);
+        let vault = Vault::new(credentials, &policy)?;
         let policy = Arc::new(policy);
         let names = Arc::new(NameTable::new(&policy));
         let dns = DnsFilter::new(
@@ -136,6 +156,7 @@ impl Egress {
             names,
             scanner,
             ledger: Ledger { events, random },
+            vault,
             authority,
             dialer: Arc::new(Dialer { resolve, tls }),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -221,6 +242,9 @@ pub enum EgressError {
         /// What failed.
         source: CaError,
     },
+    /// Rules and credentials do not fit together.
+    #[error(transparent)]
+    Credentials(#[from] VaultError),
     /// There is nothing to verify upstreams with.
     #[error(transparent)]
     Roots(#[from] RootsError),

@@ -65,6 +65,9 @@ impl Notes {
             None => {}
         }
         request::strip_hop_by_hop(&mut trailers);
+        if let Some(keeper) = &self.terms.credential {
+            keeper.strip(&mut trailers);
+        }
         for name in [HOST, CONTENT_LENGTH, CONTENT_ENCODING, TRAILER] {
             trailers.remove(name);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bottle_core::policy::{Dlp, HostName, Reason, RequestPath, Verdict};
+use bottle_core::policy::{Dlp, HostName, Inspect, Reason, RequestPath, Verdict};
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use crate::body::Body;
+use crate::credential::Keeper;
 use crate::denial::Refusal;
 use crate::forward::{Carrier, drain_short};
 use crate::ledger::Seen;
@@ -44,7 +45,7 @@ impl Target {
 }
 
 /// Under which terms one request was allowed.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Terms {
     /// The rule that allows it, as written.
     pub(crate) rule: String,
@@ -52,6 +53,8 @@ pub(crate) struct Terms {
     pub(crate) max_body: Option<u64>,
     /// What becomes of secrets.
     pub(crate) dlp: Dlp,
+    /// What the gateway puts in.
+    pub(crate) credential: Option<Arc<Keeper>>,
     /// Whether the request may have no method but the one in its head.
     pub(crate) hangs_on_method: bool,
 }
@@ -217,11 +220,13 @@ impl Session {
         let (method, path) = (parts.method.as_str(), parts.uri.path());
         let refusal = match self.shared.policy.request(name, self.port, method, path) {
             Verdict::Allow(permit) => {
+                let credential = self.credential(permit.inspect)?;
                 let terms = Terms {
                     rule: permit.rule.to_string(),
                     reach: Reach::of(permit.grant.is_private()),
                     max_body: permit.inspect.max_body(),
                     dlp: permit.inspect.dlp(),
+                    credential,
                     hangs_on_method: permit.hangs_on_method,
                 };
                 return Ok((terms, name, upstream));
@@ -240,6 +245,25 @@ impl Session {
             Verdict::Refuse(reason) => Refusal::unlisted(reason, name, self.port),
         };
         Err(self.or_secret(parts, refusal))
+    }
+
+    /// Finds what a rule says is to be put in. That such a credential exists and such a rule has no
+    /// port without TLS was seen to before; nothing goes out if either is not so.
+    fn credential(&self, inspect: &Inspect) -> Result<Option<Arc<Keeper>>, Refusal> {
+        let Some(name) = inspect.credential() else {
+            return Ok(None);
+        };
+        let keeper = self.shared.vault.keeper(name);
+        if keeper.is_none() || self.scheme != Scheme::Https {
+            return Err(Refusal::new(
+                Reason::CredentialUnavailable,
+                format!(
+                    "the credential {} is not for this connection",
+                    name.as_str()
+                ),
+            ));
+        }
+        Ok(keeper)
     }
 
     /// A secret on its way to where it may not go is the graver finding.

@@ -6,6 +6,7 @@ use bottle_core::policy::{HostName, HostPattern, Mode, Policy, Reason, Rule, Ver
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ca::Authority;
+use crate::credential::Vault;
 use crate::denial::Refusal;
 use crate::dial::Dialer;
 use crate::ledger::{Ledger, Seen};
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) names: Arc<NameTable>,
     pub(crate) scanner: Arc<Scanner>,
     pub(crate) ledger: Ledger,
+    pub(crate) vault: Vault,
     pub(crate) authority: Authority,
     pub(crate) dialer: Arc<Dialer>,
     /// One permit per connection.

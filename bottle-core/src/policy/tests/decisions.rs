@@ -261,9 +261,11 @@ fn a_request_hangs_on_its_method_where_some_rule_names_methods() {
 fn the_serialized_reasons_are_stable() {
     let all = [
         Reason::AddressNotAllowed,
+        Reason::AnswerWithheld,
         Reason::AuthorityMismatch,
         Reason::BadProtocol,
         Reason::BadRequest,
+        Reason::CredentialUnavailable,
         Reason::DeniedByRule,
         Reason::HostNotAllowed,
         Reason::IpLiteral,
@@ -278,7 +280,7 @@ fn the_serialized_reasons_are_stable() {
     ];
     assert_eq!(
         serde_json::to_string(&all).unwrap(),
-        r#"["address-not-allowed","authority-mismatch","bad-protocol","bad-request","denied-by-rule","host-not-allowed","ip-literal","limit-reached","method-not-allowed","path-not-allowed","port-not-allowed","secret-found","udp-not-allowed","upstream-not-resolved","upstream-unreachable"]"#
+        r#"["address-not-allowed","answer-withheld","authority-mismatch","bad-protocol","bad-request","credential-unavailable","denied-by-rule","host-not-allowed","ip-literal","limit-reached","method-not-allowed","path-not-allowed","port-not-allowed","secret-found","udp-not-allowed","upstream-not-resolved","upstream-unreachable"]"#
     );
 }
 

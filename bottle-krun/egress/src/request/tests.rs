@@ -21,6 +21,7 @@ fn judged(request: Builder) -> Result<(), Refusal> {
         reach: Reach::Public,
         max_body: None,
         dlp: Dlp::Block,
+        credential: None,
         hangs_on_method: false,
     };
     judge(&scanner, &parts(request), &flow, &terms)

@@ -7,7 +7,7 @@ use aho_corasick::{Anchored, MatchKind, StartKind, dfa, nfa};
 use bottle_core::secret::{MIN_SECRET_LEN, Secret};
 
 use super::ScannerError;
-use super::family::{FAMILIES, Family, Progress, Run, SHIELDS};
+use super::family::{Family, Progress, Run, SHIELDS};
 use super::needle;
 
 /// Up to so many bytes of patterns, the automaton is the fast, large kind.
@@ -54,14 +54,18 @@ pub(super) struct Cursor {
 }
 
 impl Engine {
-    pub(super) fn new(known: &[Secret]) -> Result<Self, ScannerError> {
+    pub(super) fn new(
+        known: &[Secret],
+        families: &'static [Family],
+        most: usize,
+    ) -> Result<Self, ScannerError> {
         let mut texts = BTreeMap::new();
         for (index, secret) in known.iter().enumerate() {
-            for form in needle::forms(secret.expose(), MIN_SECRET_LEN) {
+            for form in needle::forms(secret.expose(), MIN_SECRET_LEN, most) {
                 texts.entry(form).or_insert(Pattern::Value(index));
             }
         }
-        for family in FAMILIES {
+        for family in families {
             texts
                 .entry(family.prefix.into())
                 .or_insert(Pattern::Prefix(family));
@@ -107,7 +111,7 @@ impl Engine {
                 }
             }
         }
-        let tokens = FAMILIES.iter().map(Family::len);
+        let tokens = families.iter().map(Family::len);
         Ok(Self {
             machine,
             longest: texts

@@ -33,6 +33,7 @@ use thiserror::Error;
 pub(crate) use body::BodyScan;
 
 use engine::Engine;
+use family::FAMILIES;
 use lane::Readings;
 
 /// What the scanner looks for, compiled once per bottle.
@@ -49,7 +50,18 @@ impl Scanner {
     /// [`ScannerError`] if there are more known values than the scanner takes.
     pub(crate) fn new(known: &[Secret]) -> Result<Self, ScannerError> {
         Ok(Self {
-            engine: Arc::new(Engine::new(known)?),
+            engine: Arc::new(Engine::new(known, FAMILIES, needle::BEGINNING)?),
+        })
+    }
+
+    /// Compiles these values with their encodings, and no token families.
+    ///
+    /// # Errors
+    ///
+    /// [`ScannerError`] if there are more values than the scanner takes.
+    pub(crate) fn of_values(known: &[Secret]) -> Result<Self, ScannerError> {
+        Ok(Self {
+            engine: Arc::new(Engine::new(known, &[], needle::WHOLE)?),
         })
     }
 

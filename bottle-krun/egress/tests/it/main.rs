@@ -6,6 +6,7 @@
 )]
 
 mod allowed;
+mod credentials;
 mod dlp;
 mod refused;
 mod rules;

@@ -2,19 +2,25 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use bottle_core::credential::Credential;
 use bottle_core::event::{EventSink, Happening};
 use bottle_core::policy::{Policy, Reason, WrittenRule};
 use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
-use bottle_egress::{Egress, EgressConfig, GATEWAY, PROXY_PORT};
+use bottle_egress::{CredentialSource, Egress, EgressConfig, GATEWAY, PROXY_PORT};
 use bytes::Bytes;
-use futures_util::stream;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures_util::{StreamExt, stream};
+use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -324,6 +330,25 @@ async fn serve(log: Arc<Log>, request: Request<Incoming>) -> Result<Response<Bod
             }
             return Ok(Response::new(text(&count.to_string())));
         }
+        "/reflect" => return Ok(reflect(&parts)),
+        // Takes one value of a header and no other.
+        "/auth" => {
+            let wanted = parts.uri.query().unwrap_or_default();
+            let given = parts.headers.get("x-api-key");
+            let is_right = given.is_some_and(|given| given == wanted);
+            let body = body.collect().await.map_err(io::Error::other)?;
+            log.requests.lock().unwrap().push(Arrived {
+                line,
+                headers: parts.headers,
+                body: body.to_bytes(),
+                trailers: None,
+            });
+            let mut response = Response::new(text("as you say"));
+            if !is_right {
+                *response.status_mut() = StatusCode::UNAUTHORIZED;
+            }
+            return Ok(response);
+        }
         // Answers at once and echoes what comes as it comes.
         "/echo" => {
             let frames = stream::unfold(body, |mut body| async move {
@@ -347,6 +372,77 @@ async fn serve(log: Arc<Log>, request: Request<Incoming>) -> Result<Response<Bod
         .header("alt-svc", "h3=\":443\"")
         .body(text("hello"))
         .unwrap())
+}
+
+/// Sends back what came in `x-api-key` or `authorization`, in the form that the query names.
+fn reflect(parts: &Parts) -> Response<Body> {
+    let value = ["x-api-key", "authorization"]
+        .iter()
+        .find_map(|name| parts.headers.get(*name))
+        .map_or("", |value| value.to_str().unwrap());
+    let bytes = value.as_bytes();
+    let framed = |text: String| format!("[{text}]");
+    let mut response = Response::builder().header("x-origin", "yes");
+    let how = parts.uri.query().unwrap_or_default();
+    let body = match how {
+        "plain" => framed(value.to_owned()),
+        "header" => {
+            response = response.header("x-echo", format!("you said {value}"));
+            response = response.header(value, "a name");
+            String::new()
+        }
+        "base64" => framed(BASE64_STANDARD.encode([b"user:", bytes].concat())),
+        "base64url" => framed(BASE64_URL_SAFE_NO_PAD.encode(bytes)),
+        "hex" => framed(bytes.iter().map(|b| format!("{b:02x}")).collect()),
+        "percent" => framed(bytes.iter().map(|b| format!("%{b:02X}")).collect()),
+        "json" => framed(
+            value
+                .encode_utf16()
+                .map(|unit| format!("\\u{unit:04x}"))
+                .collect(),
+        ),
+        "gzip" | "unknown" => {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder
+                .write_all(framed(value.to_owned()).as_bytes())
+                .unwrap();
+            let coding = if how == "gzip" { "gzip" } else { "compress" };
+            let body = Full::new(Bytes::from(encoder.finish().unwrap())).boxed_unsync();
+            return response
+                .header("content-encoding", coding)
+                .body(body)
+                .unwrap();
+        }
+        "split" | "trailer" => {
+            let text = framed(value.to_owned());
+            let pieces: Vec<Bytes> = text
+                .as_bytes()
+                .chunks(3)
+                .map(Bytes::copy_from_slice)
+                .collect();
+            let mut frames: Vec<_> = pieces
+                .into_iter()
+                .map(|piece| Ok(Frame::data(piece)))
+                .collect();
+            if how == "trailer" {
+                let mut trailers = HeaderMap::new();
+                trailers.insert("x-end", value.parse().unwrap());
+                frames.push(Ok(Frame::trailers(trailers)));
+                response = response.header("trailer", "x-end");
+            }
+            let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+            return response.body(body).unwrap();
+        }
+        // One event, whose end may be the beginning of the value, and then nothing.
+        "event" => {
+            let event = format!("data: tick {}\n\n{}", &value[..1], &value[..2]);
+            let frames = stream::once(async move { Ok(Frame::data(Bytes::from(event))) });
+            let body = StreamBody::new(frames.chain(stream::pending())).boxed_unsync();
+            return response.body(body).unwrap();
+        }
+        other => panic!("{other}"),
+    };
+    response.body(text(&body)).unwrap()
 }
 
 /// Counts itself as broken when it goes.
@@ -416,8 +512,18 @@ impl Gateway {
         resolve: &[(&str, u16, SocketAddr)],
         known_values: Vec<Secret>,
     ) -> Self {
+        Self::with_credentials(ca, policy, resolve, known_values, Vec::new())
+    }
+
+    pub(crate) fn with_credentials(
+        ca: &TestCa,
+        policy: Policy,
+        resolve: &[(&str, u16, SocketAddr)],
+        known_values: Vec<Secret>,
+        credentials: Vec<(Credential, Box<dyn CredentialSource>)>,
+    ) -> Self {
         let events = Arc::new(Events::default());
-        let egress = Egress::new(EgressConfig {
+        let config = EgressConfig {
             bottle: "web".to_owned(),
             policy,
             resolve: resolve
@@ -432,8 +538,8 @@ impl Gateway {
             upstream_roots: vec![ca.pem.clone()],
             known_values,
             events: Arc::<Events>::clone(&events),
-        })
-        .unwrap();
+        };
+        let egress = Egress::with_credentials(config, credentials).unwrap();
         Self { egress, events }
     }
 

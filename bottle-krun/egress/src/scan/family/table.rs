@@ -2,7 +2,7 @@
 //!
 //! | not here | why |
 //! | --- | --- |
-//! | keys without a prefix of their own (Twilio, Mailgun, Telegram, crates.io) | random text has their shape |
+//! | keys without a prefix of four bytes (Twilio, Telegram, Replicate, crates.io) | random text has their shape |
 //! | test keys (Stripe's `sk_test_`) | they stand in many a manual |
 //! | Slack's webhooks | the address is the secret, and has to be sent |
 
@@ -239,7 +239,6 @@ pub(in super::super) const FAMILIES: &[Family] = &[
         &[Some(Base62, 48, 56)],
         VARIED,
     ),
-    row("Replicate Token", "r8_", &[Some(Base62, 37, 37)], VARIED),
     row(
         "Docker Hub Token",
         "dckr_pat_",
