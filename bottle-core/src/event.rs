@@ -105,6 +105,13 @@ pub enum Happening {
         /// The reason in words, as the guest saw it.
         detail: String,
     },
+    /// A decision was taken again so often that it was only counted.
+    Repeated {
+        /// The id of the last one that was recorded.
+        id: String,
+        /// How many like it came after it.
+        count: u64,
+    },
     /// A request carried a secret, and its rule let the rest of it pass.
     SecretSeen {
         /// The finding's own id.
@@ -228,6 +235,10 @@ mod tests {
                 received: 0,
                 took_ms: 0,
             },
+            Happening::Repeated {
+                id: text(),
+                count: 0,
+            },
             Happening::SecretSeen {
                 id: text(),
                 host: text(),
@@ -254,6 +265,7 @@ mod tests {
                 "dns",
                 "allowed",
                 "closed",
+                "repeated",
                 "secret-seen",
                 "violation",
                 "waiver",

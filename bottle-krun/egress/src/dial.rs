@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use bottle_core::policy::{HostName, Reason};
 use bottle_core::spec::Resolve;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::address;
 use crate::body::Body;
 use crate::denial::Refusal;
+use crate::host_proxy::HostProxy;
 use crate::request::Scheme;
 use crate::shared::Reach;
 use crate::sniff::Duplex;
@@ -28,6 +31,7 @@ use crate::upstream::Lane;
 #[derive(Debug)]
 pub(crate) struct Dialer {
     pub(crate) resolve: Vec<Resolve>,
+    pub(crate) proxy: Option<HostProxy>,
     pub(crate) tls: Arc<ClientConfig>,
 }
 
@@ -91,26 +95,42 @@ impl Dialer {
         port: u16,
         reach: Reach,
     ) -> Result<Connected, DialError> {
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for (target, needs) in self.addresses(name, port, reach).await? {
-            match timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
-                Ok(Ok(stream)) => {
-                    let _ = stream.set_nodelay(true);
-                    return Ok(Connected {
-                        stream,
-                        address: target.ip(),
-                        needs,
-                    });
-                }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(DialError::NotConnected {
+        let failed = |source| DialError::NotConnected {
             name: name.clone(),
             port,
-            source: last,
-        })
+            source,
+        };
+        if let Some(proxy) = &self.proxy
+            && proxy.serves(name, port)
+            && !self.is_named(name, port)
+        {
+            let stream = proxy.connect(name, port).await.map_err(failed)?;
+            let address = stream.peer_addr().map_err(failed)?.ip();
+            return Ok(Connected {
+                stream,
+                address,
+                needs: Reach::Public,
+            });
+        }
+        let targets = self.addresses(name, port, reach).await?;
+        let connect = |(target, needs): (SocketAddr, Reach)| async move {
+            let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(target))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+            let _ = stream.set_nodelay(true);
+            Ok(Connected {
+                stream,
+                address: target.ip(),
+                needs,
+            })
+        };
+        race(targets, connect).await.map_err(failed)
+    }
+
+    /// Says whether the host's side has named an address for it.
+    fn is_named(&self, name: &HostName, port: u16) -> bool {
+        let mut resolve = self.resolve.iter();
+        resolve.any(|entry| entry.host == *name && entry.port == port)
     }
 
     /// Opens a connection to a name and agrees on a version of HTTP.
@@ -192,6 +212,48 @@ impl Dialer {
     }
 }
 
+/// Tries one address after the other, without waiting long for any, and takes the first that works
+/// (RFC 8305).
+async fn race<A, T, F>(targets: Vec<A>, connect: impl Fn(A) -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let mut waiting = targets.into_iter();
+    let mut running = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        let next = waiting.next();
+        let is_last = next.is_none();
+        running.extend(next.map(&connect));
+        if running.is_empty() {
+            return Err(last);
+        }
+        tokio::select! {
+            Some(done) = running.next() => match done {
+                Ok(connected) => return Ok(connected),
+                Err(error) => last = error,
+            },
+            () = sleep(STAGGER), if !is_last => {}
+        }
+    }
+}
+
+/// Puts addresses of the two families in turns, beginning with the first one's.
+fn in_turns(targets: Vec<(SocketAddr, Reach)>) -> Vec<(SocketAddr, Reach)> {
+    let is_v6 = targets.first().is_some_and(|(target, _)| target.is_ipv6());
+    let (first, second): (Vec<_>, Vec<_>) = targets
+        .into_iter()
+        .partition(|(target, _)| target.is_ipv6() == is_v6);
+    let mut second = second.into_iter();
+    let mut turns = Vec::new();
+    for target in first {
+        turns.push(target);
+        turns.extend(second.next());
+    }
+    turns.extend(second);
+    turns
+}
+
 /// Keeps the addresses that may be dialled.
 fn check(
     name: &HostName,
@@ -211,6 +273,7 @@ fn check(
     }
     match refused {
         _ if !allowed.is_empty() => {
+            let mut allowed = in_turns(allowed);
             allowed.truncate(MAX_ADDRESSES);
             Ok(allowed)
         }
@@ -248,6 +311,8 @@ pub(crate) enum DialError {
     },
     #[error("cannot resolve {name}")]
     NotResolved { name: HostName, source: io::Error },
+    #[error("{name} did not begin to answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Late { name: HostName },
     #[error("{name} closes every connection at once")]
     Stale { name: HostName },
     #[error("cannot verify {name} by TLS")]
@@ -268,13 +333,19 @@ impl DialError {
             Self::NotConnected { source, .. } | Self::Tls { source, .. } => {
                 Refusal::new(Reason::UpstreamUnreachable, format!("{self}: {source}"))
             }
-            Self::Stale { .. } => Refusal::new(Reason::UpstreamUnreachable, self.to_string()),
+            Self::Late { .. } | Self::Stale { .. } => {
+                Refusal::new(Reason::UpstreamUnreachable, self.to_string())
+            }
         }
     }
 }
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// So long is waited for one address before the next is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
+/// So long an upstream may think once it has the whole request: models do.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const MAX_ADDRESSES: usize = 6;
@@ -285,3 +356,64 @@ const SEND_BUFFER: usize = 256 << 10;
 const MAX_ANSWER_HEADERS: u32 = 256 << 10;
 const MAX_ANSWER_HEADER_COUNT: usize = 256;
 const MAX_ANSWER_BUFFER: usize = 512 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_does_not_answer_holds_nobody_up() {
+        let tried = RefCell::new(Vec::new());
+        let connect = |target: u8| {
+            tried.borrow_mut().push(target);
+            async move {
+                match target {
+                    0 => pending().await,
+                    1 => Err(io::ErrorKind::ConnectionRefused.into()),
+                    works => Ok(works),
+                }
+            }
+        };
+        assert_eq!(race(vec![0, 1, 2, 3], connect).await.unwrap(), 2);
+        assert_eq!(*tried.borrow(), [0, 1, 2]);
+        let error = race(vec![1, 1], connect).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let none = race(Vec::new(), connect).await.unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn families_take_turns_and_what_is_forbidden_is_left_out() {
+        let name = "a.test".parse().unwrap();
+        let found = [
+            "[2606:4700::1]:443",
+            "[2606:4700::2]:443",
+            "10.0.0.1:443",
+            "1.1.1.1:443",
+            "1.1.1.2:443",
+        ]
+        .map(|text| text.parse().unwrap());
+        let addresses = |reach| -> Vec<String> {
+            let checked = check(&name, found, reach).unwrap();
+            checked
+                .into_iter()
+                .map(|(target, _)| target.ip().to_string())
+                .collect()
+        };
+        assert_eq!(
+            addresses(Reach::Public),
+            ["2606:4700::1", "1.1.1.1", "2606:4700::2", "1.1.1.2"]
+        );
+        let all = [
+            "2606:4700::1",
+            "10.0.0.1",
+            "2606:4700::2",
+            "1.1.1.1",
+            "1.1.1.2",
+        ];
+        assert_eq!(addresses(Reach::Private), all);
+    }
+}

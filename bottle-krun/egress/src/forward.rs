@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::body::{Body, Held, Pumped, Relayed};
 use crate::credential::{Keeper, Value, scrub};
 use crate::denial::Refusal;
-use crate::dial::DialError;
+use crate::dial::{ANSWER_TIMEOUT, DialError};
 use crate::ledger::{Ledger, Seen};
 use crate::pump::{Allowance, Found, Notes, Pump, refused_body};
 use crate::request;
@@ -177,7 +177,7 @@ impl Carrier<'_> {
             .send(request, refused.is_some(), self.terms.reach);
         tokio::pin!(sending);
         let first = match &mut refused {
-            None => First::Answer((&mut sending).await),
+            None => First::Answer(self.in_time(&mut sending).await),
             Some(word) => tokio::select! {
                 biased;
                 word = word => First::Word(word.ok()),
@@ -189,7 +189,7 @@ impl Carrier<'_> {
             // The whole body was clean and is on its way.
             First::Word(None) => {
                 refused = None;
-                sending.await
+                self.in_time(&mut sending).await
             }
             First::Answer(sent) => sent,
         };
@@ -205,6 +205,16 @@ impl Carrier<'_> {
                 Some(Err(_)) | None => Unsent::Failed(error),
             }),
         }
+    }
+
+    /// Waits for an upstream that has the whole request, but not for ever.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, DialError>>,
+    ) -> Result<T, DialError> {
+        timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .unwrap_or_else(|_| Err(self.upstream.is_late()))
     }
 
     fn notes(&self, seen: &Seen) -> Notes {

@@ -3,8 +3,8 @@
 use std::fmt::{self, Debug, Formatter};
 use std::mem;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bottle_core::event::{EventSink, Happening};
@@ -12,6 +12,7 @@ use bottle_core::policy::Dlp;
 use rustls::crypto::SecureRandom;
 
 use crate::denial::Refusal;
+use crate::recent::{Admission, Counted, Key, Recent};
 use crate::session::Terms;
 use crate::tunnel::Counts;
 
@@ -24,11 +25,12 @@ pub(crate) struct Seen {
     pub(crate) path: Option<String>,
 }
 
-/// Writes decisions down.
+/// Writes decisions down. All clones share one memory of what was written lately.
 #[derive(Clone)]
 pub(crate) struct Ledger {
-    pub(crate) events: Arc<dyn EventSink>,
-    pub(crate) random: &'static dyn SecureRandom,
+    events: Arc<dyn EventSink>,
+    random: &'static dyn SecureRandom,
+    recent: Arc<Mutex<Recent>>,
 }
 
 impl Debug for Ledger {
@@ -38,13 +40,30 @@ impl Debug for Ledger {
 }
 
 impl Ledger {
-    /// Records a refusal and returns its id.
+    pub(crate) fn new(events: Arc<dyn EventSink>, random: &'static dyn SecureRandom) -> Self {
+        Self {
+            events,
+            random,
+            recent: Arc::new(Mutex::new(Recent::new(Instant::now()))),
+        }
+    }
+
+    /// Records a refusal and returns its id, or that of the last one like it if there are too many.
     pub(crate) fn refused(&self, seen: &Seen, refusal: &Refusal) -> String {
         let id = self.id();
         tracing::info!(
             event = %id, host = %seen.host, port = seen.port, reason = ?refusal.reason,
             "egress refused"
         );
+        let key = (
+            "refused",
+            seen.host.clone(),
+            seen.port,
+            refusal.detail.clone(),
+        );
+        if let Some(known) = self.counted(key, &id, MAX_REFUSALS) {
+            return known;
+        }
         self.events.record(Happening::Refused {
             id: id.clone(),
             host: seen.host.clone(),
@@ -55,6 +74,32 @@ impl Ledger {
             detail: refusal.detail.clone(),
         });
         id
+    }
+
+    /// Returns the id under which a decision was counted; `None` if it is to be recorded.
+    fn counted(&self, key: Key, id: &str, most: u32) -> Option<String> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let (admission, over) = recent.admit(key, id, most, Instant::now());
+        drop(recent);
+        self.repeated(over);
+        match admission {
+            Admission::Counted(known) => Some(known),
+            Admission::Record => None,
+        }
+    }
+
+    fn repeated(&self, over: Counted) {
+        for (id, count) in over {
+            self.events.record(Happening::Repeated { id, count });
+        }
+    }
+
+    /// Records what was only counted so far: the bottle ends.
+    pub(crate) fn close(&self) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = recent.counted();
+        drop(recent);
+        self.repeated(over);
     }
 
     /// Opens the record of an allowed request; it is written when the value goes.
@@ -131,8 +176,13 @@ impl Allowed {
 impl Drop for Allowed {
     fn drop(&mut self) {
         if let Some(seen) = self.seen.take() {
+            let id = self.ledger.id();
+            let key = ("allowed", seen.host.clone(), seen.port, self.rule.clone());
+            if self.ledger.counted(key, &id, MAX_ALLOWED).is_some() {
+                return;
+            }
             self.ledger.events.record(Happening::Allowed {
-                id: self.ledger.id(),
+                id,
                 host: seen.host,
                 port: seen.port,
                 method: seen.method,
@@ -165,4 +215,8 @@ impl Drop for Closing {
     }
 }
 
+/// So many refusals of a kind are recorded one by one in a window.
+const MAX_REFUSALS: u32 = 32;
+/// So many requests under a rule to a host are.
+const MAX_ALLOWED: u32 = 4096;
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

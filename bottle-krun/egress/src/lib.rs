@@ -26,10 +26,12 @@ mod dns;
 mod flow;
 mod forward;
 mod hello;
+mod host_proxy;
 mod ledger;
 mod names;
 mod proxy;
 mod pump;
+mod recent;
 mod request;
 mod roots;
 mod scan;
@@ -56,6 +58,7 @@ use tokio::sync::Semaphore;
 pub use credential::{
     CommandSource, CredentialSource, FileSource, FixedSource, SourceError, VaultError,
 };
+pub use host_proxy::{HostProxy, HostProxyError};
 pub use roots::RootsError;
 pub use scan::ScannerError;
 
@@ -93,6 +96,15 @@ pub struct EgressConfig {
     pub events: Arc<dyn EventSink>,
 }
 
+/// What the host lends to one bottle's egress. The default is nothing.
+#[derive(Debug, Default)]
+pub struct HostSide {
+    /// The credentials that rules name, and where their values come from.
+    pub credentials: Vec<(Credential, Box<dyn CredentialSource>)>,
+    /// The proxy through which names are reached.
+    pub proxy: Option<HostProxy>,
+}
+
 /// The egress side of one bottle. Cheap to clone; all clones share one CA, one name table.
 #[derive(Clone)]
 pub struct Egress {
@@ -113,18 +125,16 @@ impl Egress {
     ///
     /// [`EgressError`] if the host has no usable roots, a PEM text holds none, or a key cannot be made.
     pub fn new(config: EgressConfig) -> Result<Self, EgressError> {
-        Self::with_credentials(config, Vec::new())
+        Self::with_host(config, HostSide::default())
     }
 
-    /// The same, with the credentials that rules name and where their values come from.
+    /// The same, with what the host lends.
     ///
     /// # Errors
     ///
-    /// The same, and [`EgressError::Credentials`] if a rule names one that is not among them.
-    pub fn with_credentials(
-        config: EgressConfig,
-        credentials: Vec<(Credential, Box<dyn CredentialSource>)>,
-    ) -> Result<Self, EgressError> {
+    /// The same, and [`EgressError::Credentials`] if a rule names a credential that is not there.
+    pub fn with_host(config: EgressConfig, host: HostSide) -> Result<Self, EgressError> {
+        let HostSide { credentials, proxy } = host;
         let EgressConfig {
             bottle,
             policy,
@@ -155,10 +165,14 @@ impl Egress {
             policy,
             names,
             scanner,
-            ledger: Ledger { events, random },
+            ledger: Ledger::new(events, random),
             vault,
             authority,
-            dialer: Arc::new(Dialer { resolve, tls }),
+            dialer: Arc::new(Dialer {
+                resolve,
+                proxy,
+                tls,
+            }),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         };

@@ -81,6 +81,13 @@ impl Upstream {
         }
     }
 
+    /// Returns the error of an upstream that does not answer.
+    pub(crate) fn is_late(&self) -> DialError {
+        DialError::Late {
+            name: self.name.clone(),
+        }
+    }
+
     /// Sends one request and returns the address it went to and the head of its answer.
     ///
     /// A connection that turns out to be closed before anything was written is replaced.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bottle_core::credential::{Credential, WrittenCredential};
 use bottle_core::event::Happening;
 use bottle_core::policy::{Policy, WrittenRule};
-use bottle_egress::{CredentialSource, FixedSource, SourceError};
+use bottle_egress::{CredentialSource, FixedSource, HostSide, SourceError};
 use bytes::Bytes;
 use http::{HeaderName, Request};
 use http_body_util::BodyExt;
@@ -53,8 +53,11 @@ async fn gateway_of(
     ];
     let policy = Policy::new(rules.map(|rule| rule.try_into().unwrap()));
     let resolve = [(NAME, 443, origin.address)];
-    let credentials = vec![(credential, source)];
-    let gateway = Gateway::with_credentials(&ca, policy, &resolve, Vec::new(), credentials);
+    let host = HostSide {
+        credentials: vec![(credential, source)],
+        proxy: None,
+    };
+    let gateway = Gateway::with_host(&ca, policy, &resolve, Vec::new(), host);
     (gateway, origin)
 }
 

@@ -8,6 +8,7 @@
 mod allowed;
 mod credentials;
 mod dlp;
+mod host_proxy;
 mod refused;
 mod rules;
 mod secrets;

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 
+use bottle_core::event::Happening;
 use bottle_core::policy::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -391,4 +392,33 @@ async fn requests_beyond_the_limit_are_refused_and_later_ones_pass() {
     until("their ends", || gateway.events.allowed().len() == 256).await;
     let answer = send1(&mut sender, request("GET", NAME, "/", empty())).await;
     assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_loop_of_refusals_is_counted_and_not_recorded_one_by_one() {
+    let (gateway, _origin) = gateway().await;
+    let mut sender = gateway.http1("evil.test:443").await;
+    let mut last = String::new();
+    for _ in 0..50 {
+        let answer = send1(&mut sender, request("GET", "evil.test", "/", empty())).await;
+        last = answer.problem("event");
+    }
+    assert_eq!(gateway.events.refusals().len(), 32);
+    let answer = send1(&mut sender, request("GET", "evil.test", "/", empty())).await;
+    assert_eq!(
+        answer.problem("event"),
+        last,
+        "the id of one that is recorded"
+    );
+    drop(sender);
+    let events = gateway.events;
+    drop(gateway.egress);
+    let counted = || {
+        events.all().into_iter().find_map(|event| match event {
+            Happening::Repeated { id, count } => Some((id, count)),
+            Happening::Stage { .. } | _ => None,
+        })
+    };
+    until("the count", || counted().is_some()).await;
+    assert_eq!(counted(), Some((last, 19)));
 }

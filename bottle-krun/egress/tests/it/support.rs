@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use bottle_core::credential::Credential;
 use bottle_core::event::{EventSink, Happening};
 use bottle_core::policy::{Policy, Reason, WrittenRule};
 use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
-use bottle_egress::{CredentialSource, Egress, EgressConfig, GATEWAY, PROXY_PORT};
+use bottle_egress::{Egress, EgressConfig, GATEWAY, HostSide, PROXY_PORT};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -512,15 +511,15 @@ impl Gateway {
         resolve: &[(&str, u16, SocketAddr)],
         known_values: Vec<Secret>,
     ) -> Self {
-        Self::with_credentials(ca, policy, resolve, known_values, Vec::new())
+        Self::with_host(ca, policy, resolve, known_values, HostSide::default())
     }
 
-    pub(crate) fn with_credentials(
+    pub(crate) fn with_host(
         ca: &TestCa,
         policy: Policy,
         resolve: &[(&str, u16, SocketAddr)],
         known_values: Vec<Secret>,
-        credentials: Vec<(Credential, Box<dyn CredentialSource>)>,
+        host: HostSide,
     ) -> Self {
         let events = Arc::new(Events::default());
         let config = EgressConfig {
@@ -539,7 +538,7 @@ impl Gateway {
             known_values,
             events: Arc::<Events>::clone(&events),
         };
-        let egress = Egress::with_credentials(config, credentials).unwrap();
+        let egress = Egress::with_host(config, host).unwrap();
         Self { egress, events }
     }
 
