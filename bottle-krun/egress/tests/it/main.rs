@@ -9,6 +9,7 @@ mod allowed;
 mod credentials;
 mod dlp;
 mod host_proxy;
+mod identity;
 mod refused;
 mod rules;
 mod secrets;

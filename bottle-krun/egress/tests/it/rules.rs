@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Gateway, Origin, TestCa, chunks, empty, http1_on, request, request2, rule, send1, send2, sized,
-    soon, text, tls_trusting, until,
+    Gateway, Origin, TestCa, chunks, empty, hello_with, http1_on, request, request2, rule, send1,
+    send2, sized, soon, text, tls_trusting, until,
 };
 
 const NAME: &str = "allowed.test";
@@ -304,29 +304,6 @@ async fn a_spliced_handshake_names_its_host_and_nothing_else() {
     until("three refusals", || gateway.events.refusals().len() == 3).await;
 }
 
-/// A handshake for a name, with the extension in which a second, encrypted one travels.
-fn veiled_hello(name: &str) -> Vec<u8> {
-    let sized = |bytes: &[u8]| {
-        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
-        [&length[..], bytes].concat()
-    };
-    let entry = [&[0][..], &sized(name.as_bytes())].concat();
-    let extensions = [
-        &[0, 0][..],
-        &sized(&sized(&entry)),
-        &[0xfe, 0x0d],
-        &sized(b"veil"),
-    ];
-    let body = [
-        &[3, 3][..],
-        &[7; 32],
-        &[0, 0, 2, 0x13, 1, 1, 0],
-        &sized(&extensions.concat()),
-    ];
-    let message = [&[1, 0][..], &sized(&body.concat())].concat();
-    [&[22, 3, 1][..], &sized(&message)].concat()
-}
-
 #[tokio::test]
 async fn a_spliced_handshake_with_a_second_name_goes_nowhere() {
     let ca = TestCa::new();
@@ -337,7 +314,8 @@ async fn a_spliced_handshake_with_a_second_name_goes_nowhere() {
     };
     let gateway = Gateway::with_rules(&ca, [splice], &[(NAME, 443, origin.address)]);
     let mut stream = gateway.tunnel(AUTHORITY).await.unwrap();
-    stream.write_all(&veiled_hello(NAME)).await.unwrap();
+    let veiled = hello_with(NAME, &[(0xfe0d, b"veil")]);
+    stream.write_all(&veiled).await.unwrap();
     let mut answer = Vec::new();
     let _ = soon("the end", stream.read_to_end(&mut answer)).await;
     let (reason, _, detail) = gateway.events.refusals().pop().unwrap();

@@ -756,3 +756,25 @@ pub(crate) async fn read(answer: Response<Incoming>) -> Answer {
 pub(crate) fn sized(parts: &[Bytes]) -> Body {
     Full::new(Bytes::from(parts.concat())).boxed_unsync()
 }
+
+/// The beginning of a TLS handshake for a name, with further extensions; no server can end it.
+pub(crate) fn hello_with(name: &str, more: &[(u16, &[u8])]) -> Vec<u8> {
+    let sized = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+        [&length[..], bytes].concat()
+    };
+    let entry = [&[0][..], &sized(name.as_bytes())].concat();
+    let mut extensions = [&[0, 0][..], &sized(&sized(&entry))].concat();
+    for (kind, content) in more {
+        extensions.extend(kind.to_be_bytes());
+        extensions.extend(sized(content));
+    }
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0, 0, 2, 0x13, 1, 1, 0],
+        &sized(&extensions),
+    ];
+    let message = [&[1, 0][..], &sized(&body.concat())].concat();
+    [&[22, 3, 1][..], &sized(&message)].concat()
+}
