@@ -33,6 +33,8 @@ pub(crate) struct Dialer {
     pub(crate) resolve: Vec<Resolve>,
     pub(crate) proxy: Option<HostProxy>,
     pub(crate) tls: Arc<ClientConfig>,
+    /// Offers HTTP/1.1 alone.
+    pub(crate) tls_http1: Arc<ClientConfig>,
 }
 
 /// A connection to an upstream, its protocol not begun.
@@ -142,7 +144,19 @@ impl Dialer {
         reach: Reach,
     ) -> Result<Dialled, DialError> {
         let connected = self.connect(name, port, reach).await?;
-        self.speak(name, connected, scheme).await
+        self.speak(name, connected, scheme, &self.tls).await
+    }
+
+    /// Opens a connection that will be something else than HTTP after its first request.
+    pub(crate) async fn dial_http1(
+        &self,
+        name: &HostName,
+        port: u16,
+        scheme: Scheme,
+        reach: Reach,
+    ) -> Result<Dialled, DialError> {
+        let connected = self.connect(name, port, reach).await?;
+        self.speak(name, connected, scheme, &self.tls_http1).await
     }
 
     async fn speak(
@@ -150,6 +164,7 @@ impl Dialer {
         name: &HostName,
         connected: Connected,
         scheme: Scheme,
+        tls: &Arc<ClientConfig>,
     ) -> Result<Dialled, DialError> {
         let Connected {
             stream: tcp,
@@ -165,7 +180,7 @@ impl Dialer {
                 };
                 let server = ServerName::try_from(name.as_str().to_owned())
                     .map_err(|error| failed(io::Error::other(error)))?;
-                let connector = TlsConnector::from(Arc::clone(&self.tls));
+                let connector = TlsConnector::from(Arc::clone(tls));
                 let stream = timeout(TLS_TIMEOUT, connector.connect(server, tcp))
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -201,7 +216,7 @@ impl Dialer {
                 .handshake(io)
                 .await
                 .map_err(failed)?;
-            tokio::spawn(connection);
+            tokio::spawn(connection.with_upgrades());
             Sender::Http1(sender)
         };
         Ok(Dialled {

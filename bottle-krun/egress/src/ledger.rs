@@ -48,6 +48,11 @@ impl Ledger {
         }
     }
 
+    /// Returns what makes unpredictable bytes.
+    pub(crate) fn random(&self) -> &'static dyn SecureRandom {
+        self.random
+    }
+
     /// Records a refusal and returns its id, or that of the last one like it if there are too many.
     pub(crate) fn refused(&self, seen: &Seen, refusal: &Refusal) -> String {
         let id = self.id();

@@ -11,7 +11,7 @@
 //!
 //! In reading order: `flow` (from the first byte to a protocol), `proxy` (the explicit
 //! entrance), `session` (one HTTP connection of the guest), `request` (judges a head),
-//! `forward` and `pump` (carry a request), `tunnel` (carries what is not looked into), `upstream` (keeps
+//! `forward` and `pump` (carry a request), `websocket` (carries messages), `tunnel` (carries what is not looked into), `upstream` (keeps
 //! connections), `dial` (resolves, checks, dials), `credential` (injects and scrubs), `denial`
 //! (explains).
 #![forbid(unsafe_code)]
@@ -40,6 +40,7 @@ mod shared;
 mod sniff;
 mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::fmt::{self, Debug, Formatter};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -171,6 +172,7 @@ impl Egress {
             dialer: Arc::new(Dialer {
                 resolve,
                 proxy,
+                tls_http1: roots::without_http2(&tls),
                 tls,
             }),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bottle_core::policy::{Dlp, HostName, Inspect, Reason, RequestPath, Verdict};
@@ -12,6 +12,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
+use hyper::upgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use crate::body::Body;
@@ -19,10 +20,12 @@ use crate::credential::Keeper;
 use crate::denial::Refusal;
 use crate::forward::{Carrier, drain_short};
 use crate::ledger::Seen;
+use crate::pump::Notes;
 use crate::request::{self, Scheme, WITHHELD};
 use crate::shared::{Leave, Look, Reach, Shared};
 use crate::sniff::Duplex;
 use crate::upstream::Upstream;
+use crate::websocket::{self, WebSocket};
 
 /// Where a flow goes, as far as the guest said.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -75,6 +78,10 @@ pub(crate) struct Session {
     scheme: Scheme,
     mode: Mode,
     answered: AtomicBool,
+    /// Whether the connection can become something else than HTTP.
+    is_upgradable: AtomicBool,
+    /// What it becomes when its last answer is out.
+    upgraded: Mutex<Option<WebSocket>>,
 }
 
 impl Session {
@@ -104,11 +111,14 @@ impl Session {
             scheme,
             mode,
             answered: AtomicBool::new(false),
+            is_upgradable: AtomicBool::new(false),
+            upgraded: Mutex::new(None),
         }
     }
 
     /// Speaks HTTP/1.1 to the connection's end.
     pub(crate) async fn serve_http1(self: Arc<Self>, stream: impl Duplex + 'static) {
+        self.is_upgradable.store(true, Ordering::Relaxed);
         let session = Arc::clone(&self);
         let service = service_fn(move |request| {
             let session = Arc::clone(&session);
@@ -116,8 +126,17 @@ impl Session {
         });
         let served = http1_builder()
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await;
         self.ended(served);
+        let upgraded = self
+            .upgraded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(socket) = upgraded {
+            socket.serve(self.shared.ledger.random()).await;
+        }
     }
 
     /// Speaks HTTP/2 to the connection's end.
@@ -168,8 +187,9 @@ impl Session {
     }
 
     /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         self.answered.store(true, Ordering::Relaxed);
+        let upgrade = upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let shared = &self.shared;
         let host = self.target.shown(shared);
@@ -189,7 +209,9 @@ impl Session {
             port: self.port,
             scheme: self.scheme,
         };
+        let may_upgrade = self.is_upgradable.load(Ordering::Relaxed);
         let judged = request::judge(&shared.scanner, &parts, &flow, &terms)
+            .and_then(|()| request::upgrade(&parts, may_upgrade))
             .and_then(|()| request::treat(&shared.scanner, &mut parts, terms.dlp));
         match judged {
             Ok(noted) => noted
@@ -199,6 +221,23 @@ impl Session {
                 drain_short(&parts.headers, body).await;
                 return deny(shared, &seen, &refusal.under(&terms.rule));
             }
+        }
+        if websocket::is_asked(&parts) {
+            let notes = Notes {
+                scanner: Arc::clone(&shared.scanner),
+                ledger: shared.ledger.clone(),
+                seen: seen.clone(),
+                terms: terms.clone(),
+            };
+            let permit = Arc::new(permit);
+            return match websocket::open(upstream, parts, upgrade, notes, permit).await {
+                Ok((answer, socket)) => {
+                    let mut upgraded = self.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
+                    *upgraded = socket;
+                    answer
+                }
+                Err(refusal) => deny(shared, &seen, &refusal.under(&terms.rule)),
+            };
         }
         let carrier = Carrier {
             scanner: &shared.scanner,

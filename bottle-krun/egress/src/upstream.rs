@@ -16,8 +16,10 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::body::{Body, BodyError};
+use crate::dial::ANSWER_TIMEOUT;
 use crate::dial::{DialError, Dialer, Dialled, Sender};
 use crate::request::Scheme;
 use crate::shared::Reach;
@@ -108,6 +110,32 @@ impl Upstream {
         Err(DialError::Stale {
             name: self.name.clone(),
         })
+    }
+
+    /// Sends a request that asks for another protocol, on a connection of its own.
+    pub(crate) async fn upgrade(
+        &self,
+        request: Request<Body>,
+        reach: Reach,
+    ) -> Result<(IpAddr, Response<Incoming>), DialError> {
+        let dial = self
+            .dialer
+            .dial_http1(&self.name, self.port, self.scheme, reach);
+        let dialled = dial.await?;
+        let Sender::Http1(mut sender) = dialled.sender else {
+            // It was offered nothing else.
+            return Err(DialError::Stale {
+                name: self.name.clone(),
+            });
+        };
+        let answer = timeout(ANSWER_TIMEOUT, sender.send_request(self.for_http1(request)))
+            .await
+            .map_err(|_| self.is_late())?;
+        let answer = answer.map_err(|source| DialError::Http {
+            name: self.name.clone(),
+            source,
+        })?;
+        Ok((dialled.address, answer))
     }
 
     async fn connection(&self, is_stream: bool, reach: Reach) -> Result<Dialled, DialError> {

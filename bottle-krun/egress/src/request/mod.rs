@@ -15,6 +15,7 @@ use crate::denial::Refusal;
 use crate::ledger::Seen;
 use crate::scan::{ContentEncoding, Finding, Scanner};
 use crate::session::Terms;
+use crate::websocket;
 
 /// How the guest's side of the flow is protected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -221,13 +222,22 @@ fn method_and_target(parts: &Parts) -> Result<(), Refusal> {
     if parts.method.as_str().len() > MAX_METHOD {
         return bad("the method is too long");
     }
-    if parts.headers.contains_key(UPGRADE) && !is_h2c(&parts.headers) {
-        return bad("changing the protocol (Upgrade, WebSocket) is not allowed");
-    }
     let path = parts.uri.path();
     let is_whole_server = path == "*" && parts.method == Method::OPTIONS;
     if !path.starts_with('/') && !is_whole_server {
         return bad("the request target is not a path");
+    }
+    Ok(())
+}
+
+/// Refuses to change the protocol, but for a WebSocket where the connection can become one.
+pub(crate) fn upgrade(parts: &Parts, may_upgrade: bool) -> Result<(), Refusal> {
+    let is_asked = parts.headers.contains_key(UPGRADE) && !is_h2c(&parts.headers);
+    if is_asked && !(may_upgrade && websocket::is_asked(parts)) {
+        return Err(Refusal::new(
+            Reason::BadRequest,
+            "changing the protocol (Upgrade) is not allowed, but for a WebSocket of HTTP/1.1",
+        ));
     }
     Ok(())
 }

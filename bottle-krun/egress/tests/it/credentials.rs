@@ -356,3 +356,20 @@ async fn without_its_value_nothing_is_sent() {
     );
     assert_eq!(origin.log.connections(), 0);
 }
+
+#[tokio::test]
+async fn a_web_socket_carries_no_credential() {
+    let (gateway, origin) = gateway(&["http/1.1"]).await;
+    let mut sender = gateway.http1(AUTHORITY).await;
+    let handshake = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let request = with(request("GET", NAME, "/reflect?plain", empty()), &handshake);
+    send1(&mut sender, request).await.assert_refused(
+        "bad-request",
+        "a WebSocket is not allowed where a credential is put in",
+    );
+    assert_eq!(origin.log.connections(), 0);
+}

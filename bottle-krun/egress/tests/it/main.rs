@@ -15,3 +15,4 @@ mod rules;
 mod secrets;
 mod streams;
 mod support;
+mod websocket;

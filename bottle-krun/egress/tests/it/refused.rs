@@ -216,11 +216,11 @@ async fn methods_that_cannot_be_judged_are_refused() {
         .insert("connection", "upgrade".parse().unwrap());
     upgrade
         .headers_mut()
-        .insert("upgrade", "websocket".parse().unwrap());
+        .insert("upgrade", "quic".parse().unwrap());
     let answer = send1(&mut sender, upgrade).await;
     answer.assert_refused(
         "bad-request",
-        "changing the protocol (Upgrade, WebSocket) is not allowed",
+        "changing the protocol (Upgrade) is not allowed, but for a WebSocket of HTTP/1.1",
     );
     let mut encoded = request("POST", NAME, "/", text("x"));
     encoded

@@ -249,6 +249,7 @@ impl Origin {
                     let Some(tls) = tls else {
                         let _ = server::http1::Builder::new()
                             .serve_connection(TokioIo::new(tcp), service)
+                            .with_upgrades()
                             .await;
                         return;
                     };
@@ -262,6 +263,7 @@ impl Origin {
                     } else {
                         let _ = server::http1::Builder::new()
                             .serve_connection(TokioIo::new(stream), service)
+                            .with_upgrades()
                             .await;
                     }
                 });
@@ -271,7 +273,10 @@ impl Origin {
     }
 }
 
-async fn serve(log: Arc<Log>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
+async fn serve(log: Arc<Log>, mut request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
+    if request.uri().path() == "/ws" {
+        return Ok(web_socket(&log, &mut request));
+    }
     let line = format!(
         "{} {}",
         request.method(),
@@ -371,6 +376,80 @@ async fn serve(log: Arc<Log>, request: Request<Incoming>) -> Result<Response<Bod
         .header("alt-svc", "h3=\":443\"")
         .body(text("hello"))
         .unwrap())
+}
+
+/// Becomes a WebSocket that sends back every frame; `?no` is answered with 403, `?other` with a
+/// protocol that nobody asked for.
+fn web_socket(log: &Arc<Log>, request: &mut Request<Incoming>) -> Response<Body> {
+    let how = request.uri().query().unwrap_or_default().to_owned();
+    log.requests.lock().unwrap().push(Arrived {
+        line: format!("GET {}", request.uri()),
+        headers: request.headers().clone(),
+        body: Bytes::new(),
+        trailers: None,
+    });
+    if how == "no" {
+        let mut response = Response::new(text("not you"));
+        *response.status_mut() = StatusCode::FORBIDDEN;
+        return response;
+    }
+    let upgrade = hyper::upgrade::on(request);
+    let log = Arc::clone(log);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        while let Ok((first, payload)) = read_frame(&mut stream).await {
+            log.received.fetch_add(payload.len(), Ordering::SeqCst);
+            let echo = frame(first, &payload, None);
+            if stream.write_all(&echo).await.is_err() {
+                break;
+            }
+        }
+        log.broken.fetch_add(1, Ordering::SeqCst);
+    });
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header("connection", "Upgrade")
+        .header("upgrade", if how == "other" { "else" } else { "websocket" })
+        .header("sec-websocket-accept", "as-computed")
+        .body(empty())
+        .unwrap()
+}
+
+/// Writes a WebSocket frame; `first` is its first byte.
+pub(crate) fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+    let masked = if mask.is_some() { 0x80 } else { 0 };
+    let mut out = vec![first];
+    match u16::try_from(payload.len()).unwrap() {
+        short @ ..126 => out.push(masked | u8::try_from(short).unwrap()),
+        middle => {
+            out.push(masked | 126);
+            out.extend(middle.to_be_bytes());
+        }
+    }
+    out.extend(mask.into_iter().flatten());
+    let mask = mask.unwrap_or_default();
+    out.extend(payload.iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m));
+    out
+}
+
+/// Reads a WebSocket frame: its first byte and its payload, unmasked.
+pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, Vec<u8>)> {
+    let first = stream.read_u8().await?;
+    let second = stream.read_u8().await?;
+    let length = match second & 0x7f {
+        126 => usize::from(stream.read_u16().await?),
+        127 => usize::try_from(stream.read_u64().await?).unwrap(),
+        short => usize::from(short),
+    };
+    let mut mask = [0; 4];
+    if second & 0x80 != 0 {
+        stream.read_exact(&mut mask).await?;
+    }
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).await?;
+    let masked = payload.iter_mut().zip(mask.iter().cycle());
+    masked.for_each(|(byte, mask)| *byte ^= mask);
+    Ok((first, payload))
 }
 
 /// Sends back what came in `x-api-key` or `authorization`, in the form that the query names.
