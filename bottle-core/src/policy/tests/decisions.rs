@@ -292,10 +292,26 @@ fn some_of(all: &'static [&'static str]) -> impl Strategy<Value = Vec<String>> {
     prop_oneof![none, some]
 }
 
+/// Few names, so that rules and requests meet.
+fn near_hosts() -> impl Strategy<Value = String> {
+    select(vec!["a.test", "x.a.test", "y.x.a.test", "b.test"]).prop_map(str::to_owned)
+}
+
+fn near_patterns() -> impl Strategy<Value = String> {
+    select(vec![
+        "a.test",
+        "x.a.test",
+        "*.a.test",
+        "*.x.a.test",
+        "b.test",
+    ])
+    .prop_map(str::to_owned)
+}
+
 /// Rules that meet each other often.
 fn rules() -> impl Strategy<Value = Vec<WrittenRule>> {
     let rule = (
-        patterns(),
+        near_patterns(),
         vec(select(vec![80_u16, 443, 8443]), 1..3),
         some_of(&["GET", "POST"]),
         some_of(&["/a", "/a/b", "/b"]),
@@ -388,7 +404,7 @@ proptest! {
     #[test]
     fn flows_and_requests_are_allowed_exactly_as_the_model_says(
         rules in rules(),
-        host in hosts(),
+        host in near_hosts(),
         port in select(vec![80_u16, 443, 8443]),
         method in select(vec!["GET", "POST", "PUT"]),
         path in select(vec!["/", "/a", "/a/b/c", "/ab", "/b/a", "/c"]),
@@ -437,7 +453,7 @@ proptest! {
     }
 
     #[test]
-    fn order_and_repetition_of_rules_carry_no_meaning(rules in rules(), host in hosts()) {
+    fn order_and_repetition_of_rules_carry_no_meaning(rules in rules(), host in near_hosts()) {
         let forward = policy_of(&rules);
         let turned: Vec<_> = rules.iter().rev().chain(&rules).cloned().collect();
         let backward = policy_of(&turned);
@@ -450,7 +466,7 @@ proptest! {
     }
 
     #[test]
-    fn a_denial_never_allows_and_a_permission_never_denies(rules in rules(), host in hosts(), more in rules()) {
+    fn a_denial_never_allows_and_a_permission_never_denies(rules in rules(), host in near_hosts(), more in rules()) {
         let host = name(&host);
         let is_allowed = |rules: &[WrittenRule]| {
             matches!(policy_of(rules).request(&host, 443, "GET", "/a/b"), Verdict::Allow(_))

@@ -28,6 +28,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::server::conn as server;
 use hyper::service::service_fn;
+use hyper::upgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -393,7 +394,7 @@ fn web_socket(log: &Arc<Log>, request: &mut Request<Incoming>) -> Response<Body>
         *response.status_mut() = StatusCode::FORBIDDEN;
         return response;
     }
-    let upgrade = hyper::upgrade::on(request);
+    let upgrade = upgrade::on(request);
     let log = Arc::clone(log);
     tokio::spawn(async move {
         let mut stream = TokioIo::new(upgrade.await.unwrap());
