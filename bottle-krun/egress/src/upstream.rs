@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use bottle_core::policy::HostName;
 use bytes::Bytes;
-use http::header::{COOKIE, HOST, HeaderValue, TE};
+use http::header::{CONNECTION, COOKIE, HOST, HeaderValue, TE};
 use http::{Request, Response, Uri, Version, uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -242,7 +242,10 @@ impl Upstream {
             *request.uri_mut() = uri;
         }
         let headers = request.headers_mut();
-        headers.remove(TE);
+        // Whoever can take trailers has to say so on each connection.
+        if headers.contains_key(TE) {
+            headers.insert(CONNECTION, HeaderValue::from_static("TE"));
+        }
         if let Ok(host) = HeaderValue::from_str(&self.authority()) {
             headers.insert(HOST, host);
         }

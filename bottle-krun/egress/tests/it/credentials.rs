@@ -13,9 +13,9 @@ use http::{HeaderName, Request};
 use http_body_util::BodyExt;
 use zeroize::Zeroizing;
 
+use crate::origin::Origin;
 use crate::support::{
-    Answer, Body, Gateway, Origin, TestCa, chunks, empty, request, request2, rule, send1, send2,
-    soon, text,
+    Answer, Body, Gateway, TestCa, chunks, empty, request, request2, rule, send1, send2, soon, text,
 };
 
 const NAME: &str = "api.test";

@@ -8,9 +8,9 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
 
+use crate::origin::Origin;
 use crate::support::{
-    Body, Gateway, Origin, TestCa, chunks, github_token, request, request2, rule, send1, send2,
-    soon, text,
+    Body, Gateway, TestCa, chunks, github_token, request, request2, rule, send1, send2, soon, text,
 };
 
 const NAME: &str = "allowed.test";

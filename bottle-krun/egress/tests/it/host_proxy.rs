@@ -8,9 +8,8 @@ use bottle_egress::{HostProxy, HostSide};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{
-    Gateway, Origin, TestCa, empty, http1_on, request, rule, send1, tls_trusting,
-};
+use crate::origin::Origin;
+use crate::support::{Gateway, TestCa, empty, http1_on, request, rule, send1, tls_trusting};
 
 const NAME: &str = "far.test";
 
@@ -103,11 +102,14 @@ async fn a_proxy_that_fails_is_not_gone_around() {
         ..rule("localhost")
     };
     let host = format!("localhost:{port}");
-    for answer in [
-        "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
-        "HTTP/1.1 503 x\r\n\r\n",
-        "SSH-2.0-x\r\n\r\n",
-        "",
+    for (answer, why) in [
+        (
+            "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
+            "answered with status 407",
+        ),
+        ("HTTP/1.1 503 x\r\n\r\n", "answered with status 503"),
+        ("SSH-2.0-x\r\n\r\n", "does not speak HTTP"),
+        ("", ""),
     ] {
         let (address, _) = proxy(origin.address, answer).await;
         let gateway = gateway(&ca, vec![near.clone()], &address.to_string(), "");
@@ -117,6 +119,8 @@ async fn a_proxy_that_fails_is_not_gone_around() {
             (answer.status, answer.problem("reason").as_str()),
             (502, "upstream-unreachable")
         );
+        let detail = answer.problem("detail");
+        assert!(detail.contains(why), "{detail}");
     }
     assert_eq!(origin.log.connections(), 0);
     // The same name where it is excepted.

@@ -6,9 +6,9 @@ use std::path::Path;
 use bottle_core::policy::{Reason, WrittenMode, WrittenRule};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{
-    Gateway, Origin, TestCa, empty, hello_with, http1_on, request, rule, send1, soon, until,
-};
+use crate::origin::Origin;
+use crate::raw::hello_with;
+use crate::support::{Gateway, TestCa, empty, http1_on, request, rule, send1, soon, until};
 
 const NAME: &str = "allowed.test";
 const AUTHORITY: &str = "allowed.test:443";

@@ -10,6 +10,8 @@ mod credentials;
 mod dlp;
 mod host_proxy;
 mod identity;
+mod origin;
+mod raw;
 mod refused;
 mod rules;
 mod secrets;

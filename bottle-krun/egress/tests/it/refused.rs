@@ -7,8 +7,9 @@ use bottle_core::event::Happening;
 use bottle_core::policy::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::origin::Origin;
 use crate::support::{
-    Gateway, Origin, TestCa, empty, http1_on, request, request2, send1, send2, soon, text, until,
+    Gateway, TestCa, empty, http1_on, request, request2, send1, send2, soon, text, until,
 };
 
 const NAME: &str = "allowed.test";

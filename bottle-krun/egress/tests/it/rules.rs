@@ -8,9 +8,11 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::origin::Origin;
+use crate::raw::hello_with;
 use crate::support::{
-    Gateway, Origin, TestCa, chunks, empty, hello_with, http1_on, request, request2, rule, send1,
-    send2, sized, soon, text, tls_trusting, until,
+    Gateway, TestCa, chunks, empty, http1_on, request, request2, rule, send1, send2, sized, soon,
+    text, tls_trusting, until,
 };
 
 const NAME: &str = "allowed.test";

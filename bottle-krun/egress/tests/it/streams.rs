@@ -12,8 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{advance, pause, resume};
 
+use crate::origin::{BIG, Origin};
 use crate::support::{
-    BIG, Body, Gateway, Origin, TestCa, empty, request, request2, send1, send2, sized, soon, until,
+    Body, Gateway, TestCa, empty, request, request2, send1, send2, sized, soon, until,
 };
 
 const NAME: &str = "allowed.test";
@@ -264,5 +265,24 @@ async fn an_event_of_a_stream_passes_while_the_next_is_not_there() {
         let mut body = answer.into_body();
         let frame = soon("the event", body.frame()).await.unwrap().unwrap();
         assert_eq!(&frame.into_data().unwrap()[..], b"data: tick a\n\nab");
+    }
+}
+
+#[tokio::test]
+async fn the_trailers_of_an_answer_arrive() {
+    for alpn in [&["http/1.1"][..], &["h2"]] {
+        let (gateway, _origin) = gateway(alpn).await;
+        let mut sender = gateway.http2(AUTHORITY).await;
+        for _ in 0..2 {
+            let mut request = request2("GET", NAME, "/reflect?trailer", empty());
+            for (name, value) in [("te", "trailers"), ("x-api-key", "sum")] {
+                request.headers_mut().insert(name, value.parse().unwrap());
+            }
+            let answer = soon("an answer", sender.send_request(request)).await;
+            let body = soon("the end", answer.unwrap().into_body().collect()).await;
+            let body = body.unwrap();
+            assert_eq!(body.trailers().unwrap()["x-end"], "sum");
+            assert_eq!(&body.to_bytes()[..], b"[sum]");
+        }
     }
 }

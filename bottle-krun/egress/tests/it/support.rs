@@ -1,34 +1,25 @@
-//! Origins with a CA of the test's own, a guest's side of the gateway, and the events in between.
+//! A CA of the test's own, a guest's side of the gateway, and the events in between.
 
 use std::convert::Infallible;
-use std::future::{Future, pending};
-use std::io::{self, Write};
+use std::future::Future;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use bottle_core::event::{EventSink, Happening};
 use bottle_core::policy::{Policy, Reason, WrittenRule};
 use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
 use bottle_egress::{Egress, EgressConfig, GATEWAY, HostSide, PROXY_PORT};
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use futures_util::{StreamExt, stream};
-use http::request::Parts;
-use http::{HeaderMap, Request, Response, StatusCode};
+use futures_util::stream;
+use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper::server::conn as server;
-use hyper::service::service_fn;
-use hyper::upgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -36,10 +27,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -167,7 +157,7 @@ impl TestCa {
         }
     }
 
-    fn server_config(&self, name: &str, alpn: &[&str]) -> Arc<ServerConfig> {
+    pub(crate) fn server_config(&self, name: &str, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec![name.to_owned()])
             .unwrap()
@@ -186,355 +176,6 @@ impl TestCa {
         Arc::new(config)
     }
 }
-
-/// A request as it arrived.
-#[derive(Clone, Debug)]
-pub(crate) struct Arrived {
-    pub(crate) line: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
-}
-
-/// What an origin has seen.
-#[derive(Debug, Default)]
-pub(crate) struct Log {
-    pub(crate) connections: AtomicUsize,
-    /// Bytes of streamed request bodies so far.
-    pub(crate) received: AtomicUsize,
-    /// Request bodies that broke off.
-    pub(crate) broken: AtomicUsize,
-    /// Requests for `/hang`.
-    pub(crate) hung: AtomicUsize,
-    pub(crate) requests: Mutex<Vec<Arrived>>,
-}
-
-impl Log {
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn requests(&self) -> Vec<Arrived> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-/// A server on loopback.
-pub(crate) struct Origin {
-    pub(crate) address: SocketAddr,
-    pub(crate) log: Arc<Log>,
-}
-
-impl Origin {
-    /// Serves TLS with these protocols.
-    pub(crate) async fn tls(ca: &TestCa, name: &str, alpn: &[&str]) -> Self {
-        Self::start(Some(ca.server_config(name, alpn))).await
-    }
-
-    /// Serves plain HTTP/1.1.
-    pub(crate) async fn plain() -> Self {
-        Self::start(None).await
-    }
-
-    async fn start(tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let log = Arc::new(Log::default());
-        let seen = Arc::clone(&log);
-        tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                seen.connections.fetch_add(1, Ordering::SeqCst);
-                let (log, tls) = (Arc::clone(&seen), tls.clone());
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| serve(Arc::clone(&log), request));
-                    let Some(tls) = tls else {
-                        let _ = server::http1::Builder::new()
-                            .serve_connection(TokioIo::new(tcp), service)
-                            .with_upgrades()
-                            .await;
-                        return;
-                    };
-                    let Ok(stream) = TlsAcceptor::from(tls).accept(tcp).await else {
-                        return;
-                    };
-                    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                        let _ = server::http2::Builder::new(TokioExecutor::new())
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await;
-                    } else {
-                        let _ = server::http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), service)
-                            .with_upgrades()
-                            .await;
-                    }
-                });
-            }
-        });
-        Self { address, log }
-    }
-}
-
-async fn serve(log: Arc<Log>, mut request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
-    if request.uri().path() == "/ws" {
-        return Ok(web_socket(&log, &mut request));
-    }
-    let line = format!(
-        "{} {}",
-        request.method(),
-        request.uri().path_and_query().unwrap()
-    );
-    let path = request.uri().path().to_owned();
-    let (parts, mut body) = request.into_parts();
-    match path.as_str() {
-        // Reads a megabyte, then nothing more, and never answers.
-        "/stall" => {
-            while log.received.load(Ordering::SeqCst) < 1 << 20 {
-                let Some(Ok(frame)) = body.frame().await else {
-                    break;
-                };
-                let count = frame.data_ref().map_or(0, Bytes::len);
-                log.received.fetch_add(count, Ordering::SeqCst);
-            }
-            pending::<()>().await;
-        }
-        "/early" => {
-            // As servers do that want their answer to be read.
-            tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
-            let mut response = Response::new(text("no more"));
-            *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-            return Ok(response);
-        }
-        // Counts a request that was given up.
-        "/hang" => {
-            log.hung.fetch_add(1, Ordering::SeqCst);
-            let _gone = Gone(Arc::clone(&log));
-            pending::<()>().await;
-        }
-        "/reset" => return Err(io::Error::other("as asked")),
-        "/big" => {
-            let chunk = Bytes::from(vec![b'x'; 64 << 10]);
-            let frames =
-                stream::iter((0..BIG / (64 << 10)).map(move |_| Ok(Frame::data(chunk.clone()))));
-            return Ok(Response::new(StreamBody::new(frames).boxed_unsync()));
-        }
-        "/count" => {
-            let mut count = 0;
-            loop {
-                match body.frame().await {
-                    None => break,
-                    Some(Ok(frame)) => {
-                        let more = frame.data_ref().map_or(0, Bytes::len);
-                        count += more;
-                        log.received.fetch_add(more, Ordering::SeqCst);
-                    }
-                    Some(Err(error)) => {
-                        log.broken.fetch_add(1, Ordering::SeqCst);
-                        return Err(io::Error::other(error));
-                    }
-                }
-            }
-            return Ok(Response::new(text(&count.to_string())));
-        }
-        "/reflect" => return Ok(reflect(&parts)),
-        // Takes one value of a header and no other.
-        "/auth" => {
-            let wanted = parts.uri.query().unwrap_or_default();
-            let given = parts.headers.get("x-api-key");
-            let is_right = given.is_some_and(|given| given == wanted);
-            let body = body.collect().await.map_err(io::Error::other)?;
-            log.requests.lock().unwrap().push(Arrived {
-                line,
-                headers: parts.headers,
-                body: body.to_bytes(),
-                trailers: None,
-            });
-            let mut response = Response::new(text("as you say"));
-            if !is_right {
-                *response.status_mut() = StatusCode::UNAUTHORIZED;
-            }
-            return Ok(response);
-        }
-        // Answers at once and echoes what comes as it comes.
-        "/echo" => {
-            let frames = stream::unfold(body, |mut body| async move {
-                let frame = body.frame().await?.ok()?;
-                Some((Ok(frame), body))
-            });
-            return Ok(Response::new(StreamBody::new(frames).boxed_unsync()));
-        }
-        _ => {}
-    }
-    let collected = body.collect().await.map_err(io::Error::other)?;
-    let trailers = collected.trailers().cloned();
-    log.requests.lock().unwrap().push(Arrived {
-        line,
-        headers: parts.headers,
-        body: collected.to_bytes(),
-        trailers,
-    });
-    Ok(Response::builder()
-        .header("x-origin", "yes")
-        .header("alt-svc", "h3=\":443\"")
-        .body(text("hello"))
-        .unwrap())
-}
-
-/// Becomes a WebSocket that sends back every frame; `?no` is answered with 403, `?other` with a
-/// protocol that nobody asked for.
-fn web_socket(log: &Arc<Log>, request: &mut Request<Incoming>) -> Response<Body> {
-    let how = request.uri().query().unwrap_or_default().to_owned();
-    log.requests.lock().unwrap().push(Arrived {
-        line: format!("GET {}", request.uri()),
-        headers: request.headers().clone(),
-        body: Bytes::new(),
-        trailers: None,
-    });
-    if how == "no" {
-        let mut response = Response::new(text("not you"));
-        *response.status_mut() = StatusCode::FORBIDDEN;
-        return response;
-    }
-    let upgrade = upgrade::on(request);
-    let log = Arc::clone(log);
-    tokio::spawn(async move {
-        let mut stream = TokioIo::new(upgrade.await.unwrap());
-        while let Ok((first, payload)) = read_frame(&mut stream).await {
-            log.received.fetch_add(payload.len(), Ordering::SeqCst);
-            let echo = frame(first, &payload, None);
-            if stream.write_all(&echo).await.is_err() {
-                break;
-            }
-        }
-        log.broken.fetch_add(1, Ordering::SeqCst);
-    });
-    Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header("connection", "Upgrade")
-        .header("upgrade", if how == "other" { "else" } else { "websocket" })
-        .header("sec-websocket-accept", "as-computed")
-        .body(empty())
-        .unwrap()
-}
-
-/// Writes a WebSocket frame; `first` is its first byte.
-pub(crate) fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
-    let masked = if mask.is_some() { 0x80 } else { 0 };
-    let mut out = vec![first];
-    match u16::try_from(payload.len()).unwrap() {
-        short @ ..126 => out.push(masked | u8::try_from(short).unwrap()),
-        middle => {
-            out.push(masked | 126);
-            out.extend(middle.to_be_bytes());
-        }
-    }
-    out.extend(mask.into_iter().flatten());
-    let mask = mask.unwrap_or_default();
-    out.extend(payload.iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m));
-    out
-}
-
-/// Reads a WebSocket frame: its first byte and its payload, unmasked.
-pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, Vec<u8>)> {
-    let first = stream.read_u8().await?;
-    let second = stream.read_u8().await?;
-    let length = match second & 0x7f {
-        126 => usize::from(stream.read_u16().await?),
-        127 => usize::try_from(stream.read_u64().await?).unwrap(),
-        short => usize::from(short),
-    };
-    let mut mask = [0; 4];
-    if second & 0x80 != 0 {
-        stream.read_exact(&mut mask).await?;
-    }
-    let mut payload = vec![0; length];
-    stream.read_exact(&mut payload).await?;
-    let masked = payload.iter_mut().zip(mask.iter().cycle());
-    masked.for_each(|(byte, mask)| *byte ^= mask);
-    Ok((first, payload))
-}
-
-/// Sends back what came in `x-api-key` or `authorization`, in the form that the query names.
-fn reflect(parts: &Parts) -> Response<Body> {
-    let value = ["x-api-key", "authorization"]
-        .iter()
-        .find_map(|name| parts.headers.get(*name))
-        .map_or("", |value| value.to_str().unwrap());
-    let bytes = value.as_bytes();
-    let framed = |text: String| format!("[{text}]");
-    let mut response = Response::builder().header("x-origin", "yes");
-    let how = parts.uri.query().unwrap_or_default();
-    let body = match how {
-        "plain" => framed(value.to_owned()),
-        "header" => {
-            response = response.header("x-echo", format!("you said {value}"));
-            response = response.header(value, "a name");
-            String::new()
-        }
-        "base64" => framed(BASE64_STANDARD.encode([b"user:", bytes].concat())),
-        "base64url" => framed(BASE64_URL_SAFE_NO_PAD.encode(bytes)),
-        "hex" => framed(bytes.iter().map(|b| format!("{b:02x}")).collect()),
-        "percent" => framed(bytes.iter().map(|b| format!("%{b:02X}")).collect()),
-        "json" => framed(
-            value
-                .encode_utf16()
-                .map(|unit| format!("\\u{unit:04x}"))
-                .collect(),
-        ),
-        "gzip" | "unknown" => {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-            encoder
-                .write_all(framed(value.to_owned()).as_bytes())
-                .unwrap();
-            let coding = if how == "gzip" { "gzip" } else { "compress" };
-            let body = Full::new(Bytes::from(encoder.finish().unwrap())).boxed_unsync();
-            return response
-                .header("content-encoding", coding)
-                .body(body)
-                .unwrap();
-        }
-        "split" | "trailer" => {
-            let text = framed(value.to_owned());
-            let pieces: Vec<Bytes> = text
-                .as_bytes()
-                .chunks(3)
-                .map(Bytes::copy_from_slice)
-                .collect();
-            let mut frames: Vec<_> = pieces
-                .into_iter()
-                .map(|piece| Ok(Frame::data(piece)))
-                .collect();
-            if how == "trailer" {
-                let mut trailers = HeaderMap::new();
-                trailers.insert("x-end", value.parse().unwrap());
-                frames.push(Ok(Frame::trailers(trailers)));
-                response = response.header("trailer", "x-end");
-            }
-            let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
-            return response.body(body).unwrap();
-        }
-        // One event, whose end may be the beginning of the value, and then nothing.
-        "event" => {
-            let event = format!("data: tick {}\n\n{}", &value[..1], &value[..2]);
-            let frames = stream::once(async move { Ok(Frame::data(Bytes::from(event))) });
-            let body = StreamBody::new(frames.chain(stream::pending())).boxed_unsync();
-            return response.body(body).unwrap();
-        }
-        other => panic!("{other}"),
-    };
-    response.body(text(&body)).unwrap()
-}
-
-/// Counts itself as broken when it goes.
-struct Gone(Arc<Log>);
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.0.broken.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// The length of `/big`.
-pub(crate) const BIG: usize = 200 << 20;
 
 pub(crate) fn text(text: &str) -> Body {
     Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync()
@@ -835,26 +476,4 @@ pub(crate) async fn read(answer: Response<Incoming>) -> Answer {
 /// A body whose length is known from its start.
 pub(crate) fn sized(parts: &[Bytes]) -> Body {
     Full::new(Bytes::from(parts.concat())).boxed_unsync()
-}
-
-/// The beginning of a TLS handshake for a name, with further extensions; no server can end it.
-pub(crate) fn hello_with(name: &str, more: &[(u16, &[u8])]) -> Vec<u8> {
-    let sized = |bytes: &[u8]| {
-        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
-        [&length[..], bytes].concat()
-    };
-    let entry = [&[0][..], &sized(name.as_bytes())].concat();
-    let mut extensions = [&[0, 0][..], &sized(&sized(&entry))].concat();
-    for (kind, content) in more {
-        extensions.extend(kind.to_be_bytes());
-        extensions.extend(sized(content));
-    }
-    let body = [
-        &[3, 3][..],
-        &[7; 32],
-        &[0, 0, 2, 0x13, 1, 1, 0],
-        &sized(&extensions),
-    ];
-    let message = [&[1, 0][..], &sized(&body.concat())].concat();
-    [&[22, 3, 1][..], &sized(&message)].concat()
 }

@@ -7,9 +7,11 @@ use bottle_core::policy::{Dlp, Reason, WrittenRule};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::client::TlsStream;
 
+use crate::origin::Origin;
+use crate::raw::{frame, read_frame};
 use crate::support::{
-    Gateway, Origin, TestCa, empty, frame, github_token, http1_on, read_frame, request, request2,
-    rule, send1, send2, soon, until,
+    Gateway, TestCa, empty, github_token, http1_on, request, request2, rule, send1, send2, soon,
+    until,
 };
 
 const NAME: &str = "allowed.test";
