@@ -75,6 +75,17 @@ pub enum Happening {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         dialled: Option<IpAddr>,
     },
+    /// A flow that was allowed without being looked into has ended.
+    Closed {
+        /// The id of its permission.
+        id: String,
+        /// Bytes from the bottle.
+        sent: u64,
+        /// Bytes to the bottle.
+        received: u64,
+        /// How long it was open.
+        took_ms: u64,
+    },
     /// A request or flow was refused.
     Refused {
         /// The decision's id.
@@ -92,6 +103,34 @@ pub enum Happening {
         /// The machine-readable reason.
         reason: Reason,
         /// The reason in words, as the guest saw it.
+        detail: String,
+    },
+    /// A decision was taken again so often that it was only counted.
+    Repeated {
+        /// The id of the last one that was recorded.
+        id: String,
+        /// How many like it came after it.
+        count: u64,
+    },
+    /// A request carried a secret, and its rule let the rest of it pass.
+    SecretSeen {
+        /// The finding's own id.
+        id: String,
+        /// The host by name.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The request method, unless it is what holds the secret.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        method: Option<String>,
+        /// The path without its query, unless it is what holds the secret.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path: Option<String>,
+        /// The rule, as written.
+        rule: String,
+        /// Whether the secret was overwritten; it has left otherwise.
+        overwritten: bool,
+        /// What was found, and where: its kind or name, never its text.
         detail: String,
     },
     /// Something other than the workload broke the control protocol, or tried a closed door.
@@ -205,6 +244,26 @@ mod tests {
                 status: None,
                 dialled: None,
             },
+            Happening::Closed {
+                id: text(),
+                sent: 0,
+                received: 0,
+                took_ms: 0,
+            },
+            Happening::Repeated {
+                id: text(),
+                count: 0,
+            },
+            Happening::SecretSeen {
+                id: text(),
+                host: text(),
+                port: 0,
+                method: None,
+                path: None,
+                rule: text(),
+                overwritten: false,
+                detail: text(),
+            },
             Happening::Violation { what: text() },
             Happening::Waiver { layer: text() },
             Happening::End {
@@ -223,6 +282,9 @@ mod tests {
                 "start-failed",
                 "dns",
                 "allowed",
+                "closed",
+                "repeated",
+                "secret-seen",
                 "violation",
                 "waiver",
                 "end"

@@ -25,6 +25,7 @@ mod random;
 mod record;
 mod reexec;
 mod registries;
+mod rules;
 mod shim;
 mod state;
 mod stop_signal;

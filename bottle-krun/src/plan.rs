@@ -5,7 +5,6 @@ use std::path::Path;
 
 use bottle_core::backend::PlanLine;
 use bottle_core::id::{BottleId, MAX_ID_LEN};
-use bottle_core::policy::Rule;
 use bottle_core::ports::Publish;
 use bottle_core::spec::{Overlay, Resolve, Spec};
 use bottle_core::text::Escaped;
@@ -14,6 +13,7 @@ use bottle_wire::client::{Launch, LaunchImage, LaunchPort, LaunchResolve};
 use thiserror::Error;
 
 use crate::random;
+use crate::rules;
 use crate::state::Dirs;
 use crate::stop_signal;
 use crate::stored::millis;
@@ -238,11 +238,7 @@ pub(crate) fn launch_of(
         runtime_dir: dirs.runtime.clone(),
         vcpus: resources.vcpus.0.get(),
         ram_mib: resources.memory.0,
-        rules: policy
-            .rules()
-            .iter()
-            .map(|Rule { host, port }| (host.to_string(), *port))
-            .collect(),
+        rules: rules::launched(policy),
         resolve: resolve
             .iter()
             .map(

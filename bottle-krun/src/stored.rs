@@ -16,14 +16,16 @@ use bottle_core::event::unix_ms;
 use bottle_core::id::BottleId;
 use bottle_core::images::Pull;
 use bottle_core::listing::{Labels, State, Summary};
-use bottle_core::policy::Policy;
 use bottle_core::ports::Publish;
 use bottle_core::spec::{Env, Overlay, Resolve, Resources, Spec, UserName};
 use bottle_core::units::{MiB, Vcpus};
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
+use bottle_wire::client::LaunchRule;
 use nix::libc::O_NOFOLLOW;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::rules;
 
 /// Changes when an older file can't be read any more.
 const VERSION: u32 = 1;
@@ -51,7 +53,7 @@ struct Again {
     command: Option<Vec<String>>,
     user: Option<UserName>,
     env: Vec<(String, String)>,
-    policy: Policy,
+    rules: Vec<LaunchRule>,
     resolve: Vec<Resolve>,
     upstream_roots: Vec<String>,
     secrets: Vec<String>,
@@ -102,7 +104,7 @@ impl Stored {
                 .iter()
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
-            policy: policy.clone(),
+            rules: rules::launched(policy),
             resolve: resolve.clone(),
             upstream_roots: upstream_roots.clone(),
             secrets: known_values.iter().map(|it| it.name().to_owned()).collect(),
@@ -276,7 +278,10 @@ impl Stored {
         spec.command = again.command;
         spec.user = again.user;
         spec.env = env;
-        spec.policy = again.policy;
+        spec.policy = rules::policy_of(again.rules).ok_or_else(|| StoredError::Value {
+            what: "one of the rules of",
+            text: spec.name.to_string(),
+        })?;
         spec.resolve = again.resolve;
         spec.upstream_roots = again.upstream_roots;
         spec.known_values = known_values;
@@ -392,6 +397,7 @@ impl StoredError {
 
 #[cfg(test)]
 mod tests {
+    use bottle_core::policy::Policy;
     use bottle_core::secret::Secret;
 
     use super::*;

@@ -134,6 +134,31 @@ fn words(what: &Happening) -> String {
         }
         Happening::TimedOut { limit_ms } => format!("timeout  after {limit_ms} ms"),
         Happening::End { how, .. } => format!("end      {}", safe(how)),
-        _ => format!("other    {}", safe(&format!("{what:?}"))),
+        Happening::Closed {
+            id,
+            sent,
+            received,
+            took_ms,
+        } => format!("closed   {id} {sent} B out, {received} B in, {took_ms} ms"),
+        Happening::Repeated { id, count } => format!("again    {count} more like {id}"),
+        Happening::SecretSeen {
+            id,
+            host,
+            port,
+            method,
+            path,
+            overwritten,
+            detail,
+            ..
+        } => {
+            let request = request(method, host, *port, path);
+            let fate = if *overwritten {
+                "overwritten"
+            } else {
+                "it has left"
+            };
+            format!("secret   {id} {request}: {} ({fate})", safe(detail))
+        }
+        _ => "something that this release has no words for".to_owned(),
     }
 }

@@ -1,98 +1,37 @@
-//! What a bottle may reach, and the one function that decides.
+//! What a bottle may reach, and the functions that decide.
 //!
 //! Deny is the absence of a rule: [`Policy::default`] allows nothing, and no code path allows
-//! without naming the [`Rule`] that did. Order does not matter. This module does no I/O.
+//! without naming the [`Rule`] that did. Order does not matter: a rule that denies wins, then the
+//! most specific rule that allows. Rules only add: what a wide one allows is taken away by a rule
+//! that denies, not by a narrow one that allows. This module does no I/O.
+//!
+//! There are two decisions, each complete in itself: [`Policy::connect`] when a flow begins, by name
+//! and port, and [`Policy::request`] at the head of each request, by everything.
 
+mod decide;
 mod host;
+mod method;
+mod path;
+mod rule;
 #[cfg(test)]
 mod tests;
 mod verdict;
-
-use std::fmt::{self, Display, Formatter};
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
-use crate::text::Escaped;
+mod wildcard;
+mod written;
 
 pub use host::{HostError, HostName, HostPattern};
-pub use verdict::{Reason, Verdict};
-
-/// The port a rule allows when it names none.
-pub const DEFAULT_PORT: u16 = 443;
-
-/// One host (or the names below one) on one port.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
-pub struct Rule {
-    /// Which names.
-    pub host: HostPattern,
-    /// Which port.
-    pub port: u16,
-}
-
-impl Display for Rule {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if self.port == DEFAULT_PORT {
-            write!(f, "allow {}", self.host)
-        } else {
-            write!(f, "allow {}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// Parses `HOST[:PORT]`, as `--allow` takes it.
-impl FromStr for Rule {
-    type Err = RuleError;
-
-    fn from_str(text: &str) -> Result<Self, RuleError> {
-        if let Some((_, rest)) = text.split_once("://") {
-            let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-            return Err(RuleError::Url {
-                host: rest.get(..end).unwrap_or_default().to_owned(),
-            });
-        }
-        let (host, port) = match text.rsplit_once(':') {
-            None => (text, DEFAULT_PORT),
-            Some((host, port)) => match port.parse() {
-                Ok(port) if port != 0 => (host, port),
-                Ok(_) | Err(_) => {
-                    return Err(RuleError::Port {
-                        text: port.to_owned(),
-                    });
-                }
-            },
-        };
-        Ok(Self {
-            host: host.parse()?,
-            port,
-        })
-    }
-}
-
-/// Why a text is no rule.
-#[derive(Clone, Debug, Eq, Error, PartialEq)]
-#[non_exhaustive]
-pub enum RuleError {
-    /// The part before the port is no host name.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The part after the last `:` is no port.
-    #[error("`{}` is not a port (use 1 to 65535)", Escaped(text))]
-    Port {
-        /// What stood there.
-        text: String,
-    },
-    /// It is a URL; a rule is for a whole host.
-    #[error("a rule names a host and no URL (use `{}`)", Escaped(host))]
-    Url {
-        /// What stands in it between scheme and path.
-        host: String,
-    },
-}
+pub use method::{MAX_METHOD, Method, MethodError};
+pub use path::{PathError, PathPrefix, RequestPath};
+pub use rule::{
+    CredentialName, CredentialNameError, DEFAULT_PORT, Dlp, Effect, Grant, Inspect, Mode,
+    PLAIN_HTTP_PORT, Requests, Rule,
+};
+pub use verdict::{FlowPermit, Reason, RequestPermit, Verdict};
+pub use wildcard::{DEFAULT_MAX_NAMES, MAX_WILDCARD_LABEL};
+pub use written::{Action, RuleError, WrittenMode, WrittenRule};
 
 /// The rules of one bottle. The empty policy denies everything.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Policy {
     rules: Vec<Rule>,
 }
@@ -113,31 +52,25 @@ impl Policy {
 
     /// Returns every port that some rule names, ascending, each once.
     pub fn ports(&self) -> Vec<u16> {
-        let mut ports: Vec<_> = self.rules.iter().map(|rule| rule.port).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        ports
+        collected(self.rules.iter())
     }
 
-    /// Decides on one connection by name and port: the most specific rule that fits allows it.
-    pub fn decide(&self, host: &HostName, port: u16) -> Verdict<'_> {
-        let fitting = self.rules.iter().filter(|rule| rule.host.matches(host));
-        match fitting
-            .clone()
-            .filter(|rule| rule.port == port)
-            .max_by_key(|rule| rule.host.specificity())
-        {
-            Some(rule) => Verdict::Allow(rule),
-            None if fitting.count() > 0 => Verdict::Refuse(Reason::PortNotAllowed),
-            None => Verdict::Refuse(Reason::HostNotAllowed),
-        }
+    /// Returns the ports on which some rule expects TLS or HTTP, so that a refusal there can be
+    /// explained; ascending, each once.
+    pub fn explained_ports(&self) -> Vec<u16> {
+        collected(self.rules.iter().filter(|rule| match rule.effect() {
+            Effect::Allow(grant) => match grant.mode() {
+                Mode::Inspect(_) | Mode::Splice => true,
+                Mode::Tcp => false,
+            },
+            Effect::Deny(_) => false,
+        }))
     }
+}
 
-    /// Returns the rule under which a name is known at all, on any port.
-    pub fn lists(&self, host: &HostName) -> Option<&Rule> {
-        self.rules
-            .iter()
-            .filter(|rule| rule.host.matches(host))
-            .max_by_key(|rule| rule.host.specificity())
-    }
+fn collected<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<u16> {
+    let mut ports: Vec<_> = rules.flat_map(Rule::ports).copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }

@@ -6,6 +6,33 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// Says whether a rule with `private = true` opens an address that is forbidden otherwise.
+///
+/// # Security
+///
+/// Metadata services, translations, multicast and what is not given out stay closed whatever a rule
+/// says; who means one of these names it with `--resolve`.
+pub(crate) fn is_near(address: IpAddr) -> bool {
+    let is_metadata = forbidden(address) == Some(METADATA);
+    !is_metadata
+        && match address {
+            IpAddr::V4(address) => matches!(
+                address.octets(),
+                [10 | 127, ..]
+                    | [172, 16..=31, ..]
+                    | [192, 168, ..]
+                    | [100, 64..=127, ..]
+                    | [169, 254, ..]
+            ),
+            IpAddr::V6(address) => {
+                address.is_loopback()
+                    || matches!(address.segments(), [0xfc00..=0xfdff | 0xfe80..=0xfebf, ..])
+            }
+        }
+}
+
+const METADATA: &str = "it is a metadata service";
+
 /// Returns why an address may not be dialled, in words; `None` if it may.
 pub(crate) fn forbidden(address: IpAddr) -> Option<&'static str> {
     match address {
@@ -18,12 +45,14 @@ fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
     Some(match address.octets() {
         [0, ..] => "it is unspecified",
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "it is private",
+        // Alibaba Cloud's stands in the shared space.
+        [100, 100, 100, 200] => METADATA,
         [100, 64..=127, ..] => "it is shared address space (CGNAT)",
         [127, ..] => "it is loopback",
         // The link-local block holds the clouds' metadata service.
-        [169, 254, 169, 254] | [169, 254, 170, 2] => "it is a metadata service",
+        [169, 254, 169, 254] | [169, 254, 170, 2] => METADATA,
         [169, 254, ..] => "it is link-local",
-        [168, 63, 129, 16] => "it is a metadata service",
+        [168, 63, 129, 16] => METADATA,
         [192, 0, 0, _] => "it is reserved for protocols",
         [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => "it is for documentation",
         [192, 88, 99, _] => "it is a 6to4 relay",
@@ -44,7 +73,7 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<&'static str> {
         [0, ..] => "it is reserved",
         [0x64, 0xff9b, ..] => "it is translated to IPv4 (NAT64)",
         [0x100, ..] => "it is a discard prefix",
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => "it is a metadata service",
+        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => METADATA,
         [0x2001, 0, ..] => "it is a Teredo tunnel",
         [0x2001, 0x1..=0x1ff, ..] => "it is reserved for protocols",
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => "it is for documentation",
@@ -77,6 +106,7 @@ mod tests {
             ("169.254.1.1", "link-local"),
             ("169.254.169.254", "metadata"),
             ("168.63.129.16", "metadata"),
+            ("100.100.100.200", "metadata"),
             ("172.16.0.1", "private"),
             ("172.31.255.255", "private"),
             ("192.0.0.192", "protocols"),
@@ -138,6 +168,42 @@ mod tests {
             "2a00:1450::1",
         ] {
             assert_eq!(forbidden(address.parse().unwrap()), None, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_near_can_be_opened_and_nothing_else() {
+        for address in [
+            "10.0.0.1",
+            "172.31.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "::1",
+            "fd12::1",
+            "fe80::1",
+        ] {
+            assert!(is_near(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "168.63.129.16",
+            "100.100.100.200",
+            "fd00:ec2::254",
+            "0.0.0.0",
+            "224.0.0.1",
+            "240.0.0.1",
+            "198.18.0.1",
+            "::",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a00:1",
+            "2002:a00:1::",
+            "ff02::1",
+            "1.1.1.1",
+        ] {
+            assert!(!is_near(address.parse().unwrap()), "{address}");
         }
     }
 }

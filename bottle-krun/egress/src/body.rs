@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::forward::Found;
+use crate::pump::Found;
 
 /// Every body that the gateway sends, in either direction.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
@@ -37,7 +37,8 @@ pub(crate) fn full(bytes: Bytes) -> Body {
         .boxed_unsync()
 }
 
-/// A request body that was read to its end and found clean.
+/// A request body that was read to its end and found clean. It can be sent again.
+#[derive(Clone)]
 pub(crate) struct Held {
     chunks: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,

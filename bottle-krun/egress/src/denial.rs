@@ -2,7 +2,9 @@
 //!
 //! No word of it is matched text: a secret is called by its kind.
 
-use bottle_core::policy::{HostName, HostPattern, Reason, Rule};
+use std::num::NonZero;
+
+use bottle_core::policy::{HostName, Reason, Rule};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{HeaderName, Response, StatusCode};
@@ -39,14 +41,31 @@ impl Refusal {
         } else {
             format!("{name} is not allowed")
         };
-        let missing = Rule {
-            host: HostPattern::Exact(name.clone()),
-            port,
-        };
+        let missing = NonZero::new(port).map(|port| Rule::for_host(name.clone(), port));
         Self {
-            missing: Some(missing.to_string()),
+            missing: missing.map(|rule| rule.to_string()),
             ..Self::new(reason, detail)
         }
+    }
+
+    /// A refusal for a rule that denies.
+    pub(crate) fn denied(rule: &Rule, name: &HostName) -> Self {
+        let what = if rule.to_string() == format!("deny {}", rule.host()) {
+            "is denied"
+        } else {
+            "is denied in part, and this is of that part"
+        };
+        Self::new(Reason::DeniedByRule, format!("{name} {what}")).under(&rule.to_string())
+    }
+
+    /// A refusal because no rule allows this method, or this path.
+    pub(crate) fn uncovered(reason: Reason, name: &HostName, method: &str) -> Self {
+        let detail = if reason == Reason::MethodNotAllowed {
+            format!("{method} is not allowed on this path of {name}")
+        } else {
+            format!("this path of {name} is not allowed")
+        };
+        Self::new(reason, detail)
     }
 
     /// Names the rule under which the request was judged.
@@ -172,6 +191,10 @@ fn wording(reason: Reason) -> Wording {
             "critical",
             "policy",
         ),
+        Reason::AnswerWithheld => failed(
+            "The answer cannot be passed on",
+            "the host sends what could hold a credential of the bottle's owner",
+        ),
         Reason::AuthorityMismatch => refused(
             "The request names different hosts",
             "use the same host in the address, in TLS and in `Host`",
@@ -193,6 +216,17 @@ fn wording(reason: Reason) -> Wording {
             "warn",
             "none",
         ),
+        Reason::CredentialUnavailable => failed(
+            "The credential for the host could not be had",
+            "whoever starts the bottle sees why in its log",
+        ),
+        Reason::DeniedByRule => refused(
+            "A rule forbids it",
+            "do without it, or ask whoever started the bottle",
+            "request_policy_deny",
+            "warn",
+            "policy",
+        ),
         Reason::HostNotAllowed => refused(
             "The host is not allowed",
             "ask whoever started the bottle",
@@ -213,6 +247,20 @@ fn wording(reason: Reason) -> Wording {
             "rate_limit",
             "warn",
             "transient",
+        ),
+        Reason::MethodNotAllowed => refused(
+            "The method is not allowed",
+            "ask whoever started the bottle for a rule with this method",
+            "request_policy_deny",
+            "warn",
+            "policy",
+        ),
+        Reason::PathNotAllowed => refused(
+            "The path is not allowed",
+            "ask whoever started the bottle for a rule with this path",
+            "request_policy_deny",
+            "warn",
+            "policy",
         ),
         Reason::PortNotAllowed => refused(
             "The port is not allowed",

@@ -1,4 +1,4 @@
-//! One flow from its first byte: TLS, plain HTTP, or neither.
+//! One flow from its first byte: TLS, plain HTTP, or what a rule allows without a look.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,10 +12,12 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::ca::Subject;
 use crate::denial::Refusal;
+use crate::hello::{self, MAX_OPENING};
 use crate::request::Scheme;
 use crate::session::{Session, Target, literal};
-use crate::shared::Shared;
+use crate::shared::{Leave, Look, Shared};
 use crate::sniff::{Duplex, Opening, Peeked};
+use crate::tunnel;
 
 /// Where a captured connection goes: a synthetic address is its name, anything else a literal.
 pub(crate) fn target_of(shared: &Shared, address: IpAddr) -> Target {
@@ -50,18 +52,27 @@ impl Flow {
     /// Serves the flow. The error is a refusal that no request could be answered with.
     async fn run(self, stream: Box<dyn Duplex>) -> Result<(), Refusal> {
         let verdict = self.shared.judge(&self.target, self.port);
+        if let (Ok(leave), Target::Name(name)) = (&verdict, &self.target)
+            && leave.look == Look::Tcp
+        {
+            // Nobody knows who speaks first.
+            return tunnel::carry(&self.shared, name, self.port, leave, stream).await;
+        }
         if !self.shared.speaks_http(self.port) {
             verdict.clone()?;
         }
         let Ok(Ok((opening, stream))) = timeout(OPENING_TIMEOUT, Peeked::open(stream)).await else {
-            return verdict;
+            return verdict.map(drop);
         };
-        match opening {
-            Opening::Tls => self.tls(verdict, stream).await,
-            Opening::Http => {
-                let verdict = verdict.and_then(|()| {
+        match (opening, verdict) {
+            (Opening::Tls, Ok(leave)) if leave.look == Look::Splice => {
+                self.splice(leave, stream).await
+            }
+            (Opening::Tls, verdict) => self.tls(verdict, stream).await,
+            (Opening::Http, verdict) => {
+                let verdict = verdict.and_then(|leave| {
                     if self.port == Scheme::Http.default_port() {
-                        Ok(())
+                        Ok(leave)
                     } else {
                         Err(self.not_tls())
                     }
@@ -71,18 +82,49 @@ impl Flow {
                     .await;
                 Ok(())
             }
-            Opening::Nothing => verdict,
-            Opening::Other => verdict.and_then(|()| Err(self.not_tls())),
+            (Opening::Nothing, verdict) => verdict.map(drop),
+            (Opening::Other, verdict) => verdict.and_then(|_| Err(self.not_tls())),
+        }
+    }
+
+    /// Passes TLS on if its handshake names the flow's host and no other; else ends it, so that the
+    /// refusal can be read.
+    async fn splice(self, leave: Leave, stream: Peeked) -> Result<(), Refusal> {
+        let look = stream.look(MAX_OPENING, |bytes| hello::read(bytes).transpose());
+        let (hello, stream) = match timed(look).await {
+            Ok((Some(Ok(hello)), stream)) => (hello, stream),
+            Ok((None | Some(Err(_)), _)) => {
+                let error = io::Error::from(io::ErrorKind::InvalidData);
+                return Err(handshake_failed(&error));
+            }
+            Err(error) => return Err(handshake_failed(&error)),
+        };
+        let sni = hello.name.as_deref().and_then(|name| name.parse().ok());
+        let verdict = self.agrees(sni.as_ref()).and_then(|()| {
+            if hello.is_veiled {
+                return Err(Refusal::new(
+                    Reason::AuthorityMismatch,
+                    "the TLS handshake may hold a second, encrypted name (ECH)",
+                ));
+            }
+            Ok(())
+        });
+        match (verdict, &self.target) {
+            (Ok(()), Target::Name(name)) => {
+                tunnel::carry(&self.shared, name, self.port, &leave, stream).await
+            }
+            (Ok(()), Target::Address(address)) => Err(literal(*address)),
+            (Err(refusal), _) => self.tls(Err(refusal.under(&leave.rule)), stream).await,
         }
     }
 
     /// Ends the guest's TLS under the name it asked for, whatever the verdict, so that a refusal
     /// can be read.
-    async fn tls(self, verdict: Result<(), Refusal>, stream: Peeked) -> Result<(), Refusal> {
+    async fn tls(self, verdict: Result<Leave, Refusal>, stream: Peeked) -> Result<(), Refusal> {
         let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
         let start = match timed(acceptor).await {
             Ok(start) => start,
-            Err(error) => return verdict.and_then(|()| Err(handshake_failed(&error))),
+            Err(error) => return verdict.and_then(|_| Err(handshake_failed(&error))),
         };
         let (subject, verdict) = self.identity(verdict, &start);
         let config = match self.shared.authority.server_config(&subject) {
@@ -90,12 +132,12 @@ impl Flow {
             Err(error) => {
                 tracing::warn!(%error, "no certificate for a guest's connection");
                 return verdict
-                    .and_then(|()| Err(Refusal::new(Reason::LimitReached, error.to_string())));
+                    .and_then(|_| Err(Refusal::new(Reason::LimitReached, error.to_string())));
             }
         };
         let stream = match timed(start.into_stream(config)).await {
             Ok(stream) => stream,
-            Err(error) => return verdict.and_then(|()| Err(handshake_failed(&error))),
+            Err(error) => return verdict.and_then(|_| Err(handshake_failed(&error))),
         };
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let session = self.session(Scheme::Https, verdict);
@@ -107,7 +149,7 @@ impl Flow {
         Ok(())
     }
 
-    fn session(self, scheme: Scheme, verdict: Result<(), Refusal>) -> Arc<Session> {
+    fn session(self, scheme: Scheme, verdict: Result<Leave, Refusal>) -> Arc<Session> {
         Arc::new(Session::new(
             &self.shared,
             self.target,
@@ -131,29 +173,32 @@ impl Flow {
     /// Compares the name in the handshake with the flow's, and says which name to answer under.
     fn identity(
         &self,
-        verdict: Result<(), Refusal>,
+        verdict: Result<Leave, Refusal>,
         start: &StartHandshake<Peeked>,
-    ) -> (Subject, Result<(), Refusal>) {
+    ) -> (Subject, Result<Leave, Refusal>) {
         let hello = start.client_hello();
         let sni: Option<HostName> = hello.server_name().and_then(|name| name.parse().ok());
-        let own = match &self.target {
-            Target::Name(name) => Subject::Name(name.clone()),
-            Target::Address(address) => Subject::Address(*address),
+        let verdict = verdict.and_then(|leave| self.agrees(sni.as_ref()).map(|()| leave));
+        let subject = match (sni, &self.target) {
+            (Some(sni), _) => Subject::Name(sni),
+            (None, Target::Name(name)) => Subject::Name(name.clone()),
+            (None, Target::Address(address)) => Subject::Address(*address),
         };
+        (subject, verdict)
+    }
+
+    /// The name in the handshake has to be the flow's.
+    fn agrees(&self, sni: Option<&HostName>) -> Result<(), Refusal> {
         let mismatch = |detail: String| Err(Refusal::new(Reason::AuthorityMismatch, detail));
-        let Some(sni) = sni else {
-            let nameless = "the TLS handshake names no host (SNI)".to_owned();
-            return (own, verdict.and_then(|()| mismatch(nameless)));
-        };
-        let verdict = verdict.and_then(|()| match &self.target {
-            Target::Name(name) if *name == sni => Ok(()),
-            Target::Name(name) => mismatch(format!(
+        match (sni, &self.target) {
+            (None, _) => mismatch("the TLS handshake names no host (SNI)".to_owned()),
+            (Some(sni), Target::Name(name)) if sni == name => Ok(()),
+            (Some(sni), Target::Name(name)) => mismatch(format!(
                 "the TLS handshake names {}, the connection is to {name}",
                 Target::Name(sni.clone()).shown(&self.shared)
             )),
-            Target::Address(address) => Err(literal(*address)),
-        });
-        (Subject::Name(sni), verdict)
+            (Some(_), Target::Address(address)) => Err(literal(*address)),
+        }
     }
 }
 

@@ -5,36 +5,31 @@
 //!                └─ long: dial, send ◄─ released chunks ─ pump (holds back what may be a secret)
 //! ```
 
-use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bottle_core::policy::Reason;
 use bytes::Bytes;
-use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, TRAILER,
-};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue, TRAILER};
 use http::request::Parts;
-use http::{Request, Response};
-use http_body::{Body as _, Frame};
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::body::{Body, BodyError, Held, Pumped, Relayed};
+use crate::body::{Body, Held, Pumped, Relayed};
+use crate::credential::{Keeper, Value, scrub};
 use crate::denial::Refusal;
+use crate::dial::{ANSWER_TIMEOUT, DialError};
 use crate::ledger::{Ledger, Seen};
+use crate::pump::{Allowance, Found, Notes, Pump, refused_body};
 use crate::request;
-use crate::scan::{BodyScan, ContentEncoding, ScanRefusal, Scanner};
-use crate::upstream::{DialError, Upstream};
-
-/// A body was refused while it streamed; the event with this id says so.
-pub(crate) struct Found {
-    pub(crate) refusal: Refusal,
-    pub(crate) event: String,
-}
+use crate::scan::{BodyScan, ContentEncoding, Scanner, Treatment};
+use crate::session::Terms;
+use crate::upstream::Upstream;
 
 /// What came first while a request was being sent.
 enum First {
@@ -43,13 +38,35 @@ enum First {
     Answer(Result<(IpAddr, Response<Incoming>), DialError>),
 }
 
+/// A body that may begin to go out.
+enum Ready {
+    /// It was read to its end.
+    Held(Held),
+    /// The pump will say whether it is refused after all.
+    Pumped(Body, oneshot::Receiver<Found>),
+}
+
+/// A request that was answered.
+struct Sent {
+    address: IpAddr,
+    answer: Response<Incoming>,
+    /// The pump's word, if it is still at work.
+    refused: Option<oneshot::Receiver<Found>>,
+}
+
+/// A request that was not.
+enum Unsent {
+    Failed(DialError),
+    /// It was refused while it streamed, and that is recorded.
+    Told(Found),
+}
+
 /// What a request is carried with.
 pub(crate) struct Carrier<'a> {
     pub(crate) scanner: &'a Arc<Scanner>,
     pub(crate) ledger: &'a Ledger,
     pub(crate) upstream: &'a Upstream,
-    /// The rule that allows it, as written.
-    pub(crate) rule: String,
+    pub(crate) terms: Terms,
     /// The request's place among the bottle's.
     pub(crate) permit: Arc<OwnedSemaphorePermit>,
 }
@@ -62,35 +79,105 @@ impl Carrier<'_> {
         mut parts: Parts,
         body: Incoming,
     ) -> Response<Body> {
-        let (body, found) = match self.body(&seen, &mut parts.headers, body).await {
+        let ready = match self.body(&seen, &mut parts.headers, body).await {
             Ok(ready) => ready,
             Err(refusal) => return self.deny(&seen, refusal),
         };
         request::rewrite(&mut parts);
-        if body.size_hint().exact().is_none() {
-            parts.headers.remove(CONTENT_LENGTH);
-        }
-        self.send(seen, Request::from_parts(parts, body), found)
-            .await
+        let Some(keeper) = &self.terms.credential else {
+            return self.send(seen, parts, ready, None).await;
+        };
+        let value = match keeper.value().await {
+            Ok(value) => value,
+            Err(refusal) => return self.deny(&seen, refusal),
+        };
+        keeper.inject(&mut parts.headers, &value);
+        self.send(seen, parts, ready, Some((keeper, value))).await
     }
 
     fn deny(&self, seen: &Seen, refusal: Refusal) -> Response<Body> {
-        let refusal = refusal.under(&self.rule);
+        let refusal = refusal.under(&self.terms.rule);
         let event = self.ledger.refused(seen, &refusal);
         refusal.response(&event)
     }
 
+    /// Sends, once more if a newer credential may be what is lacking, and readies the answer.
     async fn send(
         &self,
         seen: Seen,
-        request: Request<Body>,
-        mut found: Option<oneshot::Receiver<Found>>,
+        parts: Parts,
+        ready: Ready,
+        mut spent: Option<(&Arc<Keeper>, Arc<Value>)>,
     ) -> Response<Body> {
-        let mut allowed = self.ledger.allowed(seen.clone(), self.rule.clone());
-        let sending = self.upstream.send(request, found.is_some());
+        let mut allowed = self.ledger.allowed(seen.clone(), self.terms.rule.clone());
+        // What was held whole can be sent again.
+        let again = match (&ready, &spent) {
+            (Ready::Held(held), Some(_)) => Some((parts.clone(), held.clone())),
+            (Ready::Held(_) | Ready::Pumped(..), _) => None,
+        };
+        let mut sent = self.exchange(parts, ready).await;
+        if let Ok(Sent { answer, .. }) = &sent
+            && answer.status() == StatusCode::UNAUTHORIZED
+            && let Some((keeper, value)) = &mut spent
+            && let Some(newer) = keeper.renewed(value).await
+        {
+            *value = newer;
+            if let Some((mut parts, held)) = again {
+                keeper.inject(&mut parts.headers, value);
+                sent = self.exchange(parts, Ready::Held(held)).await;
+            }
+        }
+        let Sent {
+            address,
+            answer,
+            refused,
+        } = match sent {
+            Ok(sent) => sent,
+            Err(unsent) => {
+                allowed.withdraw();
+                return match unsent {
+                    Unsent::Told(found) => found.refusal.response(&found.event),
+                    Unsent::Failed(error) => self.deny(&seen, error.refusal()),
+                };
+            }
+        };
+        allowed.dialled = Some(address);
+        allowed.status = Some(answer.status().as_u16());
+        let (mut parts, answer) = answer.into_parts();
+        request::strip_hop_by_hop(&mut parts.headers);
+        // An offer of another way to the host, which a bottle does not have.
+        parts.headers.remove("alt-svc");
+        let relayed = Relayed {
+            answer,
+            refused,
+            _permit: Arc::clone(&self.permit),
+        };
+        let body = relayed.boxed_unsync();
+        match spent {
+            None => Response::from_parts(parts, body),
+            Some((_, value)) => match scrub::answer(&value, &mut parts, body) {
+                Ok(body) => Response::from_parts(parts, body),
+                Err(refusal) => self.deny(&seen, refusal),
+            },
+        }
+    }
+
+    /// Sends once and waits for the head of the answer.
+    async fn exchange(&self, mut parts: Parts, ready: Ready) -> Result<Sent, Unsent> {
+        let (body, mut refused) = match ready {
+            Ready::Held(held) => (held.boxed_unsync(), None),
+            Ready::Pumped(body, word) => (body, Some(word)),
+        };
+        if body.size_hint().exact().is_none() {
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        let request = Request::from_parts(parts, body);
+        let sending = self
+            .upstream
+            .send(request, refused.is_some(), self.terms.reach);
         tokio::pin!(sending);
-        let first = match &mut found {
-            None => First::Answer((&mut sending).await),
+        let first = match &mut refused {
+            None => First::Answer(self.in_time(&mut sending).await),
             Some(word) => tokio::select! {
                 biased;
                 word = word => First::Word(word.ok()),
@@ -98,41 +185,61 @@ impl Carrier<'_> {
             },
         };
         let sent = match first {
-            First::Word(Some(found)) => {
-                allowed.withdraw();
-                return found.refusal.response(&found.event);
-            }
+            First::Word(Some(found)) => return Err(Unsent::Told(found)),
             // The whole body was clean and is on its way.
             First::Word(None) => {
-                found = None;
-                sending.await
+                refused = None;
+                self.in_time(&mut sending).await
             }
             First::Answer(sent) => sent,
         };
         match sent {
-            Ok((address, answer)) => {
-                allowed.dialled = Some(address);
-                allowed.status = Some(answer.status().as_u16());
-                let (mut parts, answer) = answer.into_parts();
-                request::strip_hop_by_hop(&mut parts.headers);
-                // An offer of another way to the host, which a bottle does not have.
-                parts.headers.remove("alt-svc");
-                let relayed = Relayed {
-                    answer,
-                    refused: found,
-                    _permit: Arc::clone(&self.permit),
-                };
-                Response::from_parts(parts, relayed.boxed_unsync())
-            }
-            Err(error) => {
-                allowed.withdraw();
-                // An aborted body looks like a broken upstream; the word says what it was.
-                if let Some(Ok(found)) = found.as_mut().map(oneshot::Receiver::try_recv) {
-                    return found.refusal.response(&found.event);
-                }
-                self.deny(&seen, error.refusal())
-            }
+            Ok((address, answer)) => Ok(Sent {
+                address,
+                answer,
+                refused,
+            }),
+            // An aborted body looks like a broken upstream; the word says what it was.
+            Err(error) => Err(match refused.as_mut().map(oneshot::Receiver::try_recv) {
+                Some(Ok(found)) => Unsent::Told(found),
+                Some(Err(_)) | None => Unsent::Failed(error),
+            }),
         }
+    }
+
+    /// Waits for an upstream that has the whole request, but not for ever.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, DialError>>,
+    ) -> Result<T, DialError> {
+        timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .unwrap_or_else(|_| Err(self.upstream.is_late()))
+    }
+
+    fn notes(&self, seen: &Seen) -> Notes {
+        Notes {
+            scanner: Arc::clone(self.scanner),
+            ledger: self.ledger.clone(),
+            seen: seen.clone(),
+            terms: self.terms.clone(),
+        }
+    }
+
+    fn begin_scan(&self, headers: &HeaderMap, notes: &Notes) -> Result<BodyScan, Refusal> {
+        let treatment = Treatment::of(self.terms.dlp);
+        let encoding = match (request::encoding(headers), treatment) {
+            (Ok(encoding), _) => encoding,
+            (Err(_), Treatment::Ignore) => ContentEncoding::Identity,
+            (Err(refusal), Treatment::Report) => {
+                notes
+                    .ledger
+                    .secret_seen(&notes.seen, &notes.terms, refusal.detail);
+                ContentEncoding::Identity
+            }
+            (Err(refusal), Treatment::Overwrite | Treatment::Refuse) => return Err(refusal),
+        };
+        Ok(self.scanner.stream(encoding, treatment))
     }
 
     /// Reads a short body to its end; starts the pump for any other.
@@ -141,11 +248,12 @@ impl Carrier<'_> {
         seen: &Seen,
         headers: &mut HeaderMap,
         mut body: Incoming,
-    ) -> Result<(Body, Option<oneshot::Receiver<Found>>), Refusal> {
+    ) -> Result<Ready, Refusal> {
         if body.is_end_stream() {
-            return Ok((Held::new([], None).boxed_unsync(), None));
+            return Ok(Ready::Held(Held::new([], None)));
         }
-        let mut scan = self.scanner.stream(request::encoding(headers)?);
+        let notes = self.notes(seen);
+        let mut scan = self.begin_scan(headers, &notes)?;
         let length = body.size_hint().exact();
         let patience = match length {
             Some(length) if length <= HELD_WHOLE => SHORT_BODY_TIMEOUT,
@@ -153,6 +261,10 @@ impl Carrier<'_> {
             None => UNKNOWN_LENGTH_PATIENCE,
         };
         let deadline = Instant::now() + patience;
+        let allowance = Allowance(self.terms.max_body);
+        if let Some(length) = length {
+            allowance.spend(length)?;
+        }
         let mut ready = Vec::new();
         let mut count = 0;
         while patience > Duration::ZERO && count <= HELD_WHOLE {
@@ -170,20 +282,23 @@ impl Carrier<'_> {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         count += data.len() as u64;
+                        allowance.spend(count)?;
                         ready.extend(scan.push(data).map_err(|r| refused_body(&r))?);
+                        notes.tell(scan.findings());
                         continue;
                     }
                     Err(frame) => frame.into_trailers().ok(),
                 },
             };
             let trailers = trailers
-                .map(|trailers| judge_trailers(self.scanner, trailers))
+                .map(|trailers| notes.trailers(trailers))
                 .transpose()?;
             ready.extend(scan.finish().map_err(|r| refused_body(&r))?);
+            notes.tell(scan.findings());
             if let Some(trailers) = &trailers {
                 announce(headers, trailers);
             }
-            return Ok((Held::new(ready, trailers).boxed_unsync(), None));
+            return Ok(Ready::Held(Held::new(ready, trailers)));
         }
         if length.is_some_and(|length| length <= HELD_WHOLE) {
             return Err(Refusal::new(
@@ -194,10 +309,8 @@ impl Carrier<'_> {
         let (frames, receiver) = mpsc::channel(1);
         let (found, finding) = oneshot::channel();
         let pump = Pump {
-            scanner: Arc::clone(self.scanner),
-            ledger: self.ledger.clone(),
-            seen: seen.clone(),
-            rule: self.rule.clone(),
+            notes,
+            allowance: allowance.less(count),
             scan,
             body,
             frames,
@@ -208,103 +321,7 @@ impl Carrier<'_> {
             frames: receiver,
             length,
         };
-        Ok((pumped.boxed_unsync(), Some(finding)))
-    }
-}
-
-/// Reads a long body from the guest, scans it, and releases it to the upstream, a chunk at a time.
-struct Pump {
-    scanner: Arc<Scanner>,
-    ledger: Ledger,
-    seen: Seen,
-    rule: String,
-    scan: BodyScan,
-    body: Incoming,
-    frames: mpsc::Sender<Result<Frame<Bytes>, BodyError>>,
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-/// How a pump ended.
-enum Pumping {
-    /// The whole body went out, or one of the two sides went away.
-    Done,
-    /// Nobody wants the rest of the body.
-    Unwanted,
-    Refused(Refusal),
-}
-
-impl Pump {
-    async fn run(mut self, ready: Vec<Bytes>, found: oneshot::Sender<Found>) {
-        match self.pump(ready).await {
-            Pumping::Done => return,
-            Pumping::Unwanted => {}
-            Pumping::Refused(refusal) => {
-                let refusal = refusal.under(&self.rule);
-                let event = self.ledger.refused(&self.seen, &refusal);
-                // First the word, then the abort, so that whoever sees the abort finds the word.
-                let _ = found.send(Found { refusal, event });
-                let _ = self.frames.send(Err(BodyError::Aborted)).await;
-            }
-        }
-        // A guest that is still writing reads its answer only if nobody slams the door.
-        drop(self.frames);
-        drain(self.body, MAX_DRAINED).await;
-    }
-
-    async fn pump(&mut self, ready: Vec<Bytes>) -> Pumping {
-        if !self.release(ready).await {
-            return Pumping::Unwanted;
-        }
-        let trailers = loop {
-            let frame = tokio::select! {
-                frame = self.body.frame() => frame,
-                () = self.frames.closed() => return Pumping::Unwanted,
-            };
-            match frame {
-                None => break None,
-                Some(Err(_)) => {
-                    let _ = self.frames.send(Err(BodyError::Aborted)).await;
-                    return Pumping::Done;
-                }
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => match self.scan.push(data) {
-                        Ok(ready) => {
-                            if !self.release(ready).await {
-                                return Pumping::Unwanted;
-                            }
-                        }
-                        Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
-                    },
-                    Err(frame) => break frame.into_trailers().ok(),
-                },
-            }
-        };
-        let trailers = match trailers.map(|trailers| judge_trailers(&self.scanner, trailers)) {
-            None => None,
-            Some(Ok(trailers)) => Some(trailers),
-            Some(Err(refusal)) => return Pumping::Refused(refusal),
-        };
-        let last = self.scanner.stream(ContentEncoding::Identity);
-        match mem::replace(&mut self.scan, last).finish() {
-            Ok(ready) => {
-                self.release(ready).await;
-            }
-            Err(refusal) => return Pumping::Refused(refused_body(&refusal)),
-        }
-        if let Some(trailers) = trailers {
-            let _ = self.frames.send(Ok(Frame::trailers(trailers))).await;
-        }
-        Pumping::Done
-    }
-
-    /// Hands chunks to the upstream as fast as it takes them; says whether it wants more.
-    async fn release(&self, ready: Vec<Bytes>) -> bool {
-        for chunk in ready {
-            if !chunk.is_empty() && self.frames.send(Ok(Frame::data(chunk))).await.is_err() {
-                return false;
-            }
-        }
-        true
+        Ok(Ready::Pumped(pumped.boxed_unsync(), finding))
     }
 }
 
@@ -335,31 +352,6 @@ pub(crate) async fn drain_short(headers: &HeaderMap, body: Incoming) {
     }
 }
 
-fn refused_body(refusal: &ScanRefusal) -> Refusal {
-    let reason = match refusal {
-        ScanRefusal::Secret(_) => Reason::SecretFound,
-        ScanRefusal::Bomb | ScanRefusal::Undecodable => Reason::BadRequest,
-    };
-    Refusal::new(reason, refusal.to_string())
-}
-
-/// Refuses trailers with a secret, and leaves out what has no business in a trailer.
-fn judge_trailers(scanner: &Arc<Scanner>, mut trailers: HeaderMap) -> Result<HeaderMap, Refusal> {
-    match request::headers(scanner, &trailers) {
-        None => {
-            request::strip_hop_by_hop(&mut trailers);
-            for name in [HOST, CONTENT_LENGTH, CONTENT_ENCODING, TRAILER] {
-                trailers.remove(name);
-            }
-            Ok(trailers)
-        }
-        Some(finding) => Err(Refusal::new(
-            Reason::SecretFound,
-            format!("request trailer contains secret: {}", finding.name),
-        )),
-    }
-}
-
 /// HTTP/1.1 carries only those trailers that the head announced.
 fn announce(headers: &mut HeaderMap, trailers: &HeaderMap) {
     headers.remove(TRAILER);
@@ -374,4 +366,3 @@ const SHORT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a body of unknown length may take to end before it counts as a stream.
 const UNKNOWN_LENGTH_PATIENCE: Duration = Duration::from_millis(50);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_DRAINED: u64 = 64 << 20;

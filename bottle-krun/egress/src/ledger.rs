@@ -3,12 +3,18 @@
 use std::fmt::{self, Debug, Formatter};
 use std::mem;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bottle_core::event::{EventSink, Happening};
+use bottle_core::policy::Dlp;
 use rustls::crypto::SecureRandom;
 
 use crate::denial::Refusal;
+use crate::recent::{Admission, Counted, Key, Recent};
+use crate::session::Terms;
+use crate::tunnel::Counts;
 
 /// What a decision is about, in the words that may be recorded: every field has passed the scan.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -19,11 +25,12 @@ pub(crate) struct Seen {
     pub(crate) path: Option<String>,
 }
 
-/// Writes decisions down.
+/// Writes decisions down. All clones share one memory of what was written lately.
 #[derive(Clone)]
 pub(crate) struct Ledger {
-    pub(crate) events: Arc<dyn EventSink>,
-    pub(crate) random: &'static dyn SecureRandom,
+    events: Arc<dyn EventSink>,
+    random: &'static dyn SecureRandom,
+    recent: Arc<Mutex<Recent>>,
 }
 
 impl Debug for Ledger {
@@ -33,13 +40,35 @@ impl Debug for Ledger {
 }
 
 impl Ledger {
-    /// Records a refusal and returns its id.
+    pub(crate) fn new(events: Arc<dyn EventSink>, random: &'static dyn SecureRandom) -> Self {
+        Self {
+            events,
+            random,
+            recent: Arc::new(Mutex::new(Recent::new(Instant::now()))),
+        }
+    }
+
+    /// Returns what makes unpredictable bytes.
+    pub(crate) fn random(&self) -> &'static dyn SecureRandom {
+        self.random
+    }
+
+    /// Records a refusal and returns its id, or that of the last one like it if there are too many.
     pub(crate) fn refused(&self, seen: &Seen, refusal: &Refusal) -> String {
         let id = self.id();
         tracing::info!(
             event = %id, host = %seen.host, port = seen.port, reason = ?refusal.reason,
             "egress refused"
         );
+        let key = (
+            "refused",
+            seen.host.clone(),
+            seen.port,
+            refusal.detail.clone(),
+        );
+        if let Some(known) = self.counted(key, &id, MAX_REFUSALS) {
+            return known;
+        }
         self.events.record(Happening::Refused {
             id: id.clone(),
             host: seen.host.clone(),
@@ -52,6 +81,32 @@ impl Ledger {
         id
     }
 
+    /// Returns the id under which a decision was counted; `None` if it is to be recorded.
+    fn counted(&self, key: Key, id: &str, most: u32) -> Option<String> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let (admission, over) = recent.admit(key, id, most, Instant::now());
+        drop(recent);
+        self.repeated(over);
+        match admission {
+            Admission::Counted(known) => Some(known),
+            Admission::Record => None,
+        }
+    }
+
+    fn repeated(&self, over: Counted) {
+        for (id, count) in over {
+            self.events.record(Happening::Repeated { id, count });
+        }
+    }
+
+    /// Records what was only counted so far: the bottle ends.
+    pub(crate) fn close(&self) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = recent.counted();
+        drop(recent);
+        self.repeated(over);
+    }
+
     /// Opens the record of an allowed request; it is written when the value goes.
     pub(crate) fn allowed(&self, seen: Seen, rule: String) -> Allowed {
         Allowed {
@@ -61,6 +116,37 @@ impl Ledger {
             status: None,
             dialled: None,
         }
+    }
+
+    /// Records a secret in a request that goes on.
+    pub(crate) fn secret_seen(&self, seen: &Seen, terms: &Terms, detail: String) {
+        tracing::info!(host = %seen.host, port = seen.port, rule = %terms.rule, "egress secret seen");
+        self.events.record(Happening::SecretSeen {
+            id: self.id(),
+            host: seen.host.clone(),
+            port: seen.port,
+            method: seen.method.clone(),
+            path: seen.path.clone(),
+            rule: terms.rule.clone(),
+            overwritten: terms.dlp == Dlp::Redact,
+            detail,
+        });
+    }
+
+    /// Records that a flow was opened which is not looked into; returns its id.
+    pub(crate) fn opened(&self, seen: Seen, rule: String, dialled: IpAddr) -> String {
+        let id = self.id();
+        self.events.record(Happening::Allowed {
+            id: id.clone(),
+            host: seen.host,
+            port: seen.port,
+            method: None,
+            path: None,
+            rule,
+            status: None,
+            dialled: Some(dialled),
+        });
+        id
     }
 
     fn id(&self) -> String {
@@ -95,8 +181,13 @@ impl Allowed {
 impl Drop for Allowed {
     fn drop(&mut self) {
         if let Some(seen) = self.seen.take() {
+            let id = self.ledger.id();
+            let key = ("allowed", seen.host.clone(), seen.port, self.rule.clone());
+            if self.ledger.counted(key, &id, MAX_ALLOWED).is_some() {
+                return;
+            }
             self.ledger.events.record(Happening::Allowed {
-                id: self.ledger.id(),
+                id,
                 host: seen.host,
                 port: seen.port,
                 method: seen.method,
@@ -109,4 +200,28 @@ impl Drop for Allowed {
     }
 }
 
+/// A flow that is not looked into. Dropping it records its end.
+pub(crate) struct Closing {
+    pub(crate) ledger: Ledger,
+    pub(crate) id: String,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) began: Instant,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let took = self.began.elapsed().as_millis();
+        self.ledger.events.record(Happening::Closed {
+            id: mem::take(&mut self.id),
+            sent: self.counts.sent.load(Ordering::Relaxed),
+            received: self.counts.received.load(Ordering::Relaxed),
+            took_ms: u64::try_from(took).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+/// So many refusals of a kind are recorded one by one in a window.
+const MAX_REFUSALS: u32 = 32;
+/// So many requests under a rule to a host are.
+const MAX_ALLOWED: u32 = 4096;
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

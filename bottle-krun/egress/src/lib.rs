@@ -11,31 +11,42 @@
 //!
 //! In reading order: `flow` (from the first byte to a protocol), `proxy` (the explicit
 //! entrance), `session` (one HTTP connection of the guest), `request` (judges a head),
-//! `forward` (carries a request), `upstream` (resolves, checks, dials), `denial` (explains).
+//! `forward` and `pump` (carry a request), `websocket` (carries messages), `tunnel` (carries what is not looked into), `upstream` (keeps
+//! connections), `dial` (resolves, checks, dials), `credential` (injects and scrubs), `denial`
+//! (explains).
 #![forbid(unsafe_code)]
 
 mod address;
 mod body;
 mod ca;
+mod credential;
 mod denial;
+mod dial;
 mod dns;
 mod flow;
 mod forward;
+mod hello;
+mod host_proxy;
 mod ledger;
 mod names;
 mod proxy;
+mod pump;
+mod recent;
 mod request;
 mod roots;
 mod scan;
 mod session;
 mod shared;
 mod sniff;
+mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::fmt::{self, Debug, Formatter};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use bottle_core::credential::Credential;
 use bottle_core::event::EventSink;
 use bottle_core::policy::{Policy, Reason};
 use bottle_core::secret::Secret;
@@ -45,18 +56,23 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
+pub use credential::{
+    CommandSource, CredentialSource, FileSource, FixedSource, SourceError, VaultError,
+};
+pub use host_proxy::{HostProxy, HostProxyError};
 pub use roots::RootsError;
 pub use scan::ScannerError;
 
 use crate::ca::{Authority, MintError};
+use crate::credential::Vault;
 use crate::denial::Refusal;
+use crate::dial::Dialer;
 use crate::dns::DnsFilter;
 use crate::ledger::Ledger;
 use crate::names::NameTable;
 use crate::scan::Scanner;
 use crate::session::Target;
 use crate::shared::{MAX_REQUESTS, Shared};
-use crate::upstream::Dialer;
 
 /// The synthetic address of the gateway itself: a CONNECT proxy answers on [`PROXY_PORT`].
 pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
@@ -81,6 +97,15 @@ pub struct EgressConfig {
     pub events: Arc<dyn EventSink>,
 }
 
+/// What the host lends to one bottle's egress. The default is nothing.
+#[derive(Debug, Default)]
+pub struct HostSide {
+    /// The credentials that rules name, and where their values come from.
+    pub credentials: Vec<(Credential, Box<dyn CredentialSource>)>,
+    /// The proxy through which names are reached.
+    pub proxy: Option<HostProxy>,
+}
+
 /// The egress side of one bottle. Cheap to clone; all clones share one CA, one name table.
 #[derive(Clone)]
 pub struct Egress {
@@ -101,6 +126,16 @@ impl Egress {
     ///
     /// [`EgressError`] if the host has no usable roots, a PEM text holds none, or a key cannot be made.
     pub fn new(config: EgressConfig) -> Result<Self, EgressError> {
+        Self::with_host(config, HostSide::default())
+    }
+
+    /// The same, with what the host lends.
+    ///
+    /// # Errors
+    ///
+    /// The same, and [`EgressError::Credentials`] if a rule names a credential that is not there.
+    pub fn with_host(config: EgressConfig, host: HostSide) -> Result<Self, EgressError> {
+        let HostSide { credentials, proxy } = host;
         let EgressConfig {
             bottle,
             policy,
@@ -113,6 +148,7 @@ impl Egress {
         let random = default_provider.secure_random;
         let provider = Arc::new(default_provider);
         let scanner = Arc::new(Scanner::new(&known_values)?);
+        let vault = Vault::new(credentials, &policy)?;
         let policy = Arc::new(policy);
         let names = Arc::new(NameTable::new(&policy));
         let dns = DnsFilter::new(
@@ -130,9 +166,15 @@ impl Egress {
             policy,
             names,
             scanner,
-            ledger: Ledger { events, random },
+            ledger: Ledger::new(events, random),
+            vault,
             authority,
-            dialer: Arc::new(Dialer { resolve, tls }),
+            dialer: Arc::new(Dialer {
+                resolve,
+                proxy,
+                tls_http1: roots::without_http2(&tls),
+                tls,
+            }),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         };
@@ -216,6 +258,9 @@ pub enum EgressError {
         /// What failed.
         source: CaError,
     },
+    /// Rules and credentials do not fit together.
+    #[error(transparent)]
+    Credentials(#[from] VaultError),
     /// There is nothing to verify upstreams with.
     #[error(transparent)]
     Roots(#[from] RootsError),

@@ -27,9 +27,6 @@ const FIRST: u32 = 2;
 /// The last one: 65535 is the broadcast address.
 const LAST: u32 = 0xfffe;
 
-/// The most names under wildcards that a bottle may look up: each tells an upstream something.
-pub(crate) const WILDCARD_QUOTA: usize = 4096;
-
 /// The most names without a rule that have an address at the same time.
 pub(crate) const SHARED_NAMES: usize = 8192;
 
@@ -44,7 +41,8 @@ pub(crate) struct NameTable {
 struct State {
     pinned: HashMap<HostName, Ipv4Addr>,
     pinned_names: Vec<HostName>,
-    wildcard_names: usize,
+    /// How many names under each wildcard have an address.
+    wildcard_names: HashMap<HostPattern, u32>,
     /// Each name with its slot and its last use.
     shared: HashMap<HostName, (usize, u64)>,
     shared_names: Vec<HostName>,
@@ -58,11 +56,12 @@ impl NameTable {
     pub(crate) fn new(policy: &Policy) -> Self {
         let mut state = State::default();
         for rule in policy.rules() {
-            match &rule.host {
+            match rule.host() {
                 HostPattern::Below(_) => {}
-                HostPattern::Exact(name) => {
+                HostPattern::Exact(name) if policy.lists(name).is_some() => {
                     state.pin(name);
                 }
+                HostPattern::Exact(_) => {}
             }
         }
         Self {
@@ -85,21 +84,32 @@ impl NameTable {
 
     /// Returns the address of the name, handing out one if it has none yet.
     ///
-    /// `None` if the quota of names under wildcards is spent.
+    /// `None` if the quota of names under the wildcard is spent: each tells an upstream something.
     pub(crate) fn address_of(&self, name: &HostName) -> Option<Ipv4Addr> {
         let mut state = self.lock();
         if let Some(address) = state.pinned.get(name) {
             return Some(*address);
         }
-        if self.policy.lists(name).is_none() {
+        let Some(rule) = self.policy.lists(name) else {
             return Some(state.share(name));
-        }
-        if state.wildcard_names == WILDCARD_QUOTA {
+        };
+        let pattern = rule.host();
+        let used = state.wildcard_names.get(pattern).copied().unwrap_or(0);
+        if used >= self.quota(pattern) {
             return None;
         }
         let address = state.pin(name)?;
-        state.wildcard_names += 1;
+        state.wildcard_names.insert(pattern.clone(), used + 1);
         Some(address)
+    }
+
+    /// Returns how many names a wildcard may have: what the most generous rule with it says.
+    fn quota(&self, pattern: &HostPattern) -> u32 {
+        let rules = self.policy.rules().iter();
+        let same = rules.filter(|rule| rule.host() == pattern);
+        same.filter_map(|rule| Some(rule.grant()?.max_names()))
+            .max()
+            .unwrap_or(0)
     }
 
     /// A panic elsewhere leaves no half-done change here worth refusing to go on for.
@@ -155,7 +165,7 @@ fn address(network: u32, slot: usize) -> Option<Ipv4Addr> {
 mod tests {
     use std::collections::VecDeque;
 
-    use bottle_core::policy::Rule;
+    use bottle_core::policy::{Action, DEFAULT_MAX_NAMES, Rule, WrittenRule};
     use proptest::prelude::{ProptestConfig, any, prop};
     use proptest::{prop_assert, prop_assert_eq, proptest};
 
@@ -197,8 +207,8 @@ mod tests {
 
     #[test]
     fn names_under_a_wildcard_have_a_quota_and_keep_their_address() {
-        let table = table(&["*.wild.test", "exact.test"]);
-        for index in 0..WILDCARD_QUOTA {
+        let table = table(&["*.wild.test", "*.other.test", "exact.test"]);
+        for index in 0..DEFAULT_MAX_NAMES {
             let address = table
                 .address_of(&name(&format!("n{index}.wild.test")))
                 .unwrap();
@@ -208,6 +218,44 @@ mod tests {
         let old = table.address_of(&name("n7.wild.test")).unwrap();
         assert_eq!(table.name_of(old), Some(name("n7.wild.test")));
         assert!(table.address_of(&name("exact.test")).is_some());
+        assert!(table.address_of(&name("a.other.test")).is_some());
+    }
+
+    #[test]
+    fn a_rule_may_say_how_many_names_its_wildcard_has() {
+        let rule = WrittenRule {
+            host: "*.wild.test".to_owned(),
+            max_names: Some(2),
+            ..WrittenRule::default()
+        };
+        let table = NameTable::new(&Policy::new([rule.try_into().unwrap()]));
+        let addresses = ["a", "b", "a", "c"]
+            .map(|label| table.address_of(&name(&format!("{label}.wild.test"))));
+        assert!(addresses[..3].iter().all(Option::is_some));
+        assert_eq!(addresses[3], None);
+    }
+
+    #[test]
+    fn a_name_that_is_denied_is_as_unlisted() {
+        let written = |host: &str, action| WrittenRule {
+            action,
+            host: host.to_owned(),
+            ..WrittenRule::default()
+        };
+        let rules = [
+            written("*.wild.test", Action::Allow),
+            written("x.wild.test", Action::Deny),
+        ];
+        let policy = Policy::new(rules.map(|rule| rule.try_into().unwrap()));
+        let table = NameTable::new(&policy);
+        assert_eq!(
+            network(table.address_of(&name("x.wild.test")).unwrap()),
+            [198, 19]
+        );
+        assert_eq!(
+            network(table.address_of(&name("y.wild.test")).unwrap()),
+            [198, 18]
+        );
     }
 
     #[test]

@@ -178,9 +178,9 @@ impl Front {
             sessions
                 .entry((target, port))
                 .or_insert_with_key(|(target, port)| {
-                    let verdict = self.shared.judge(target, *port).and_then(|()| {
+                    let verdict = self.shared.judge(target, *port).and_then(|leave| {
                         if *port == Scheme::Http.default_port() {
-                            Ok(())
+                            Ok(leave)
                         } else {
                             Err(Refusal::new(
                                 Reason::BadProtocol,

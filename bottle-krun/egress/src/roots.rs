@@ -48,6 +48,13 @@ pub(crate) fn client_config(
     Ok(Arc::new(config))
 }
 
+/// The same for a connection on which HTTP/2 is of no use.
+pub(crate) fn without_http2(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
 /// Why there is nothing to verify upstreams with.
 #[derive(Debug, Error)]
 #[non_exhaustive]

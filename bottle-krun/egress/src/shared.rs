@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use bottle_core::policy::{HostName, HostPattern, Policy, Reason, Rule, Verdict};
+use bottle_core::policy::{HostName, HostPattern, Mode, Policy, Reason, Rule, Verdict};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ca::Authority;
+use crate::credential::Vault;
 use crate::denial::Refusal;
-use crate::dns::filter::has_short_labels;
+use crate::dial::Dialer;
 use crate::ledger::{Ledger, Seen};
 use crate::names::NameTable;
 use crate::scan::{Finding, Scanner};
 use crate::session::{Target, literal};
-use crate::upstream::Dialer;
 
 /// The bottle's policy and the parts that carry it out.
 pub(crate) struct Shared {
@@ -20,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) names: Arc<NameTable>,
     pub(crate) scanner: Arc<Scanner>,
     pub(crate) ledger: Ledger,
+    pub(crate) vault: Vault,
     pub(crate) authority: Authority,
     pub(crate) dialer: Arc<Dialer>,
     /// One permit per connection.
@@ -28,9 +29,44 @@ pub(crate) struct Shared {
     pub(crate) requests: Arc<Semaphore>,
 }
 
+/// Leave to open a flow.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Leave {
+    pub(crate) look: Look,
+    /// The rule that gives it, as written.
+    pub(crate) rule: String,
+    pub(crate) reach: Reach,
+}
+
+/// How closely a flow is looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Look {
+    Inspect,
+    Splice,
+    Tcp,
+}
+
+/// Which addresses a rule lets be dialled.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Reach {
+    /// Private ones too.
+    Private,
+    Public,
+}
+
+impl Reach {
+    pub(crate) fn of(is_private: bool) -> Self {
+        if is_private {
+            Self::Private
+        } else {
+            Self::Public
+        }
+    }
+}
+
 impl Shared {
     /// Judges a flow by its target and port: the one policy of all entrances.
-    pub(crate) fn judge(&self, target: &Target, port: u16) -> Result<(), Refusal> {
+    pub(crate) fn judge(&self, target: &Target, port: u16) -> Result<Leave, Refusal> {
         let name = match target {
             Target::Address(address) => return Err(literal(*address)),
             Target::Name(name) => name,
@@ -41,8 +77,20 @@ impl Shared {
                 format!("host name contains secret: {}", finding.name),
             ));
         }
-        match self.policy.decide(name, port) {
-            Verdict::Allow(rule) => self.judge_wildcard(name, rule),
+        match self.policy.connect(name, port) {
+            Verdict::Allow(flow) => {
+                self.judge_wildcard(name, flow.rule)?;
+                Ok(Leave {
+                    look: match flow.grant.mode() {
+                        Mode::Inspect(_) => Look::Inspect,
+                        Mode::Splice => Look::Splice,
+                        Mode::Tcp => Look::Tcp,
+                    },
+                    rule: flow.rule.to_string(),
+                    reach: Reach::of(flow.grant.is_private()),
+                })
+            }
+            Verdict::Deny(rule) => Err(Refusal::denied(rule, name)),
             Verdict::Refuse(reason) => Err(Refusal::unlisted(reason, name, port)),
         }
     }
@@ -52,9 +100,9 @@ impl Shared {
         let limit = |detail: String| {
             Err(Refusal::new(Reason::LimitReached, detail).under(&rule.to_string()))
         };
-        match &rule.host {
+        match rule.host() {
             HostPattern::Exact(_) => Ok(()),
-            HostPattern::Below(suffix) if !has_short_labels(name, suffix) => {
+            HostPattern::Below(suffix) if !rule.host().leaves_short_labels(name) => {
                 limit(format!("a label of a name under {suffix} is too long"))
             }
             HostPattern::Below(suffix) if self.names.address_of(name).is_none() => {
@@ -95,7 +143,14 @@ impl Shared {
 
     /// Says whether a refusal on this port can be explained by HTTP, inside TLS or not.
     pub(crate) fn speaks_http(&self, port: u16) -> bool {
-        HTTP_PORTS.contains(&port) || self.policy.ports().contains(&port)
+        HTTP_PORTS.contains(&port) || self.policy.explained_ports().contains(&port)
+    }
+}
+
+/// The last clone of the bottle's egress is gone.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.ledger.close();
     }
 }
 

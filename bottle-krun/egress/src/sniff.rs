@@ -1,9 +1,10 @@
-//! A guest's stream whose first byte was looked at before anybody else reads it.
+//! A guest's stream whose first bytes were looked at before anybody else reads them.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// The guest's side of a flow.
@@ -24,9 +25,9 @@ pub(crate) enum Opening {
     Other,
 }
 
-/// A stream that gives back the byte that was taken from it.
+/// A stream that gives back the bytes that were taken from it.
 pub(crate) struct Peeked {
-    first: Option<u8>,
+    first: Bytes,
     rest: Box<dyn Duplex>,
 }
 
@@ -41,14 +42,33 @@ impl Peeked {
             b'A'..=b'Z' => Opening::Http,
             _ => Opening::Other,
         };
-        let first = (count > 0).then_some(byte[0]);
-        Ok((
-            opening,
-            Self {
-                first,
-                rest: stream,
-            },
-        ))
+        let peeked = Self {
+            first: Bytes::copy_from_slice(&byte[..count]),
+            rest: stream,
+        };
+        Ok((opening, peeked))
+    }
+
+    /// Reads on until `judge` has an answer, and gives it together with the untouched stream.
+    ///
+    /// `None` if the stream or `most` bytes end before that.
+    pub(crate) async fn look<T>(
+        mut self,
+        most: usize,
+        judge: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<(Option<T>, Self)> {
+        let mut bytes = Vec::from(self.first);
+        let answer = loop {
+            let answer = judge(&bytes);
+            if answer.is_some() || bytes.len() >= most {
+                break answer;
+            }
+            if self.rest.read_buf(&mut bytes).await? == 0 {
+                break None;
+            }
+        };
+        self.first = bytes.into();
+        Ok((answer, self))
     }
 }
 
@@ -58,10 +78,9 @@ impl AsyncRead for Peeked {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if buf.remaining() > 0
-            && let Some(first) = self.first.take()
-        {
-            buf.put_slice(&[first]);
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(count));
             return Poll::Ready(Ok(()));
         }
         ready!(Pin::new(&mut self.rest).poll_read(cx, buf))?;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 use bottle_core::backend::{Blame, Ended};
 use bottle_core::event::{EventSink, Happening};
 use bottle_core::id::BottleId;
-use bottle_core::policy::{Policy, Rule};
 use bottle_core::reporter::Stage;
 use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
@@ -39,6 +38,7 @@ use crate::bottle::the_end;
 use crate::error::chain_of;
 use crate::random;
 use crate::record::Record;
+use crate::rules;
 use crate::state::{self, CLIENT_SOCKET, Dirs};
 use crate::vmm::launch::{self as vm, Vm, VmConfig};
 use crate::vmm::protocol::Image;
@@ -253,7 +253,7 @@ async fn start(
         .try_into()
         .map(Vcpus)
         .map_err(|_| bug(stages, "vcpus"))?;
-    let policy = policy_of(rules).ok_or_else(|| bug(stages, "rules"))?;
+    let policy = rules::policy_of(rules).ok_or_else(|| bug(stages, "rules"))?;
     let resolve = resolve_of(resolve).ok_or_else(|| bug(stages, "resolve"))?;
     let record = Record::open(&dirs.record())
         .map(Arc::new)
@@ -419,20 +419,6 @@ fn listen(dirs: &Dirs) -> io::Result<UnixListener> {
     let dir = File::open(&dirs.runtime)?;
     let name: PathBuf = state::short_path(&dir, CLIENT_SOCKET);
     UnixListener::bind(name)
-}
-
-fn policy_of(rules: Vec<(String, u16)>) -> Option<Policy> {
-    let rule = |(host, port): (String, u16)| {
-        Some(Rule {
-            host: host.parse().ok()?,
-            port,
-        })
-    };
-    rules
-        .into_iter()
-        .map(rule)
-        .collect::<Option<Vec<_>>>()
-        .map(Policy::new)
 }
 
 fn resolve_of(resolve: Vec<LaunchResolve>) -> Option<Vec<Resolve>> {

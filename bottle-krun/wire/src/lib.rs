@@ -16,3 +16,5 @@ pub mod guest;
 pub mod message;
 pub mod mux;
 pub mod pump;
+#[cfg(feature = "client")]
+mod rule;

@@ -6,9 +6,6 @@ use bottle_core::policy::{HostName, HostPattern, Policy};
 
 use super::message::{Answer, CLASS_IN, Query, Rcode};
 
-/// The longest label left of a wildcard's suffix: names are long enough, messages are not.
-const MAX_WILDCARD_LABEL: usize = 40;
-
 /// Top-level names that mean something on this machine or network, or nothing anywhere
 /// (RFC 6761, 6762, 7686, 9476, ICANN's `internal`). `test` is one of them too, but a bottle's
 /// tests live there, and an explained denial is the better answer to the rest of it.
@@ -91,13 +88,11 @@ pub(super) fn rule(policy: &Policy, query: &Query<'_>, has_secret: bool) -> Ruli
         });
     }
     let listed = policy.lists(&name);
-    let is_exact = listed.is_some_and(|rule| matches!(rule.host, HostPattern::Exact(_)));
+    let is_exact = listed.is_some_and(|rule| matches!(rule.host(), HostPattern::Exact(_)));
     if METADATA.contains(&name.as_str()) && !is_exact || listed.is_none() && is_special(&name) {
         return Ruling::Refuse(absent);
     }
-    if let Some(HostPattern::Below(suffix)) = listed.map(|rule| &rule.host)
-        && !has_short_labels(&name, suffix)
-    {
+    if listed.is_some_and(|rule| !rule.host().leaves_short_labels(&name)) {
         return Ruling::Refuse(refused);
     }
     let other = match qtype {
@@ -137,11 +132,4 @@ fn is_under(name: &HostName, top: &str) -> bool {
 
 fn is_special(name: &HostName) -> bool {
     !name.as_str().contains('.') || SPECIAL.iter().any(|top| is_under(name, top))
-}
-
-pub(crate) fn has_short_labels(name: &HostName, suffix: &HostName) -> bool {
-    let left = name.as_str().len() - suffix.as_str().len();
-    name.as_str()[..left]
-        .split('.')
-        .all(|label| label.len() <= MAX_WILDCARD_LABEL)
 }

@@ -13,7 +13,7 @@
 //! the table and the record.
 
 mod coalesce;
-pub(crate) mod filter;
+mod filter;
 mod message;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
 
-use bottle_core::policy::Rule;
+use bottle_core::policy::{DEFAULT_MAX_NAMES, Rule};
 use bottle_core::secret::Secret;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
@@ -12,7 +12,6 @@ use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::message::MAX_GROWTH;
 use super::*;
-use crate::names::WILDCARD_QUOTA;
 use crate::scan::testing::github_token;
 
 #[derive(Debug, Default)]
@@ -273,7 +272,7 @@ fn a_wildcard_carries_short_labels_and_a_quota_of_names() {
         ask(format!("x.{}.y.wild.test.", "a".repeat(41))),
         ResponseCode::Refused
     );
-    for index in 1..WILDCARD_QUOTA {
+    for index in 1..DEFAULT_MAX_NAMES {
         assert_eq!(ask(format!("n{index}.wild.test.")), ResponseCode::NoError);
     }
     assert_eq!(ask("one-more.wild.test.".to_owned()), ResponseCode::Refused);

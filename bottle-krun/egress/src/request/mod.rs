@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bottle_core::policy::{HostName, Reason};
+use bottle_core::policy::{Dlp, HostName, MAX_METHOD, Reason};
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
     TE, TRANSFER_ENCODING, UPGRADE,
@@ -14,6 +14,8 @@ use http::{Method, Version};
 use crate::denial::Refusal;
 use crate::ledger::Seen;
 use crate::scan::{ContentEncoding, Finding, Scanner};
+use crate::session::Terms;
+use crate::websocket;
 
 /// How the guest's side of the flow is protected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,18 +59,88 @@ pub(crate) fn describe(scanner: &Arc<Scanner>, host: String, port: u16, parts: &
     }
 }
 
-/// Judges everything of a request but its body, for a flow to `name` and `port`.
+/// The flow that a request came on.
+pub(crate) struct Flow<'a> {
+    pub(crate) name: &'a HostName,
+    pub(crate) port: u16,
+    pub(crate) scheme: Scheme,
+}
+
+/// Judges everything of a request but its body, for a flow, under the terms of its rule.
 pub(crate) fn judge(
     scanner: &Arc<Scanner>,
     parts: &Parts,
-    name: &HostName,
-    port: u16,
-    scheme: Scheme,
+    flow: &Flow<'_>,
+    terms: &Terms,
 ) -> Result<(), Refusal> {
-    secrets(scanner, parts)?;
+    if terms.dlp == Dlp::Block {
+        secrets(scanner, parts)?;
+    }
     method_and_target(parts)?;
-    authority(parts, name, port, scheme)?;
+    if terms.hangs_on_method {
+        one_method(&parts.headers)?;
+    }
+    authority(parts, flow)?;
     framing(&parts.headers)
+}
+
+/// Refuses headers by which some servers take a request for one of another method.
+fn one_method(headers: &HeaderMap) -> Result<(), Refusal> {
+    match OVERRIDES.iter().find(|name| headers.contains_key(**name)) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::new(
+            Reason::BadRequest,
+            format!("{name} is not allowed where a rule names methods"),
+        )),
+    }
+}
+
+const OVERRIDES: [&str; 3] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+];
+
+/// Does to the secrets in a judged head what its rule says, if that is not to refuse it; returns
+/// what is to be told of them.
+pub(crate) fn treat(
+    scanner: &Arc<Scanner>,
+    parts: &mut Parts,
+    dlp: Dlp,
+) -> Result<Vec<String>, Refusal> {
+    match dlp {
+        Dlp::Block | Dlp::Off => Ok(Vec::new()),
+        Dlp::Warn => Ok(secrets(scanner, parts)
+            .err()
+            .map(|refusal| refusal.detail)
+            .into_iter()
+            .collect()),
+        Dlp::Redact => {
+            let found = overwrite(scanner, &mut parts.headers);
+            // What is left stands where it cannot be overwritten.
+            secrets(scanner, parts)?;
+            Ok(found
+                .into_iter()
+                .map(|finding| format!("request header contains secret: {}", finding.name))
+                .collect())
+        }
+    }
+}
+
+/// Overwrites secrets in the values of headers or trailers.
+pub(crate) fn overwrite(scanner: &Scanner, headers: &mut HeaderMap) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for value in headers.values_mut() {
+        let mut text = value.as_bytes().to_vec();
+        let more = scanner.overwrite(&mut text);
+        if !more.is_empty()
+            && let Ok(text) = HeaderValue::from_bytes(&text)
+        {
+            *value = text;
+            found.extend(more);
+        }
+    }
+    found
 }
 
 /// Looks for secrets in method, target and headers.
@@ -150,13 +222,22 @@ fn method_and_target(parts: &Parts) -> Result<(), Refusal> {
     if parts.method.as_str().len() > MAX_METHOD {
         return bad("the method is too long");
     }
-    if parts.headers.contains_key(UPGRADE) && !is_h2c(&parts.headers) {
-        return bad("changing the protocol (Upgrade, WebSocket) is not allowed");
-    }
     let path = parts.uri.path();
     let is_whole_server = path == "*" && parts.method == Method::OPTIONS;
     if !path.starts_with('/') && !is_whole_server {
         return bad("the request target is not a path");
+    }
+    Ok(())
+}
+
+/// Refuses to change the protocol, but for a WebSocket where the connection can become one.
+pub(crate) fn upgrade(parts: &Parts, may_upgrade: bool) -> Result<(), Refusal> {
+    let is_asked = parts.headers.contains_key(UPGRADE) && !is_h2c(&parts.headers);
+    if is_asked && !(may_upgrade && websocket::is_asked(parts)) {
+        return Err(Refusal::new(
+            Reason::BadRequest,
+            "changing the protocol (Upgrade) is not allowed, but for a WebSocket of HTTP/1.1",
+        ));
     }
     Ok(())
 }
@@ -170,7 +251,8 @@ fn is_h2c(headers: &HeaderMap) -> bool {
 }
 
 /// The name in `Host`, in `:authority` and in an absolute target has to be the flow's.
-fn authority(parts: &Parts, name: &HostName, port: u16, scheme: Scheme) -> Result<(), Refusal> {
+fn authority(parts: &Parts, flow: &Flow<'_>) -> Result<(), Refusal> {
+    let Flow { name, port, scheme } = *flow;
     let mismatch = |detail: String| Err(Refusal::new(Reason::AuthorityMismatch, detail));
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -316,7 +398,6 @@ pub(crate) fn rewrite(parts: &mut Parts) {
     }
 }
 
-const MAX_METHOD: usize = 32;
 const MAX_RECORDED_PATH: usize = 1024;
 pub(crate) const WITHHELD: &str = "(withheld: it contains a secret)";
 

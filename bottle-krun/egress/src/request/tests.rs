@@ -3,6 +3,7 @@ use http::request::Builder;
 use proptest::prelude::*;
 
 use super::*;
+use crate::shared::Reach;
 
 fn parts(request: Builder) -> Parts {
     request.body(()).unwrap().into_parts().0
@@ -10,8 +11,20 @@ fn parts(request: Builder) -> Parts {
 
 fn judged(request: Builder) -> Result<(), Refusal> {
     let scanner = Arc::new(Scanner::new(&[]).unwrap());
-    let name = "a.test".parse().unwrap();
-    judge(&scanner, &parts(request), &name, 443, Scheme::Https)
+    let flow = Flow {
+        name: &"a.test".parse().unwrap(),
+        port: 443,
+        scheme: Scheme::Https,
+    };
+    let terms = Terms {
+        rule: "allow a.test".to_owned(),
+        reach: Reach::Public,
+        max_body: None,
+        dlp: Dlp::Block,
+        credential: None,
+        hangs_on_method: false,
+    };
+    judge(&scanner, &parts(request), &flow, &terms)
 }
 
 #[test]

@@ -1,18 +1,14 @@
 //! The automaton over everything that is looked for: bytes of known values, prefixes of tokens.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use aho_corasick::automaton::{Automaton, StateID};
 use aho_corasick::{Anchored, MatchKind, StartKind, dfa, nfa};
 use bottle_core::secret::{MIN_SECRET_LEN, Secret};
 
 use super::ScannerError;
-use super::family::{FAMILIES, Family, Progress, Run};
+use super::family::{Family, Progress, Run, SHIELDS};
 use super::needle;
-
-/// A partial match of fewer bytes than this is not held back: nearly every chunk ends in one, a
-/// token's prefix is public, and three bytes of a value are not the value.
-const LIVE: usize = 4;
 
 /// Up to so many bytes of patterns, the automaton is the fast, large kind.
 const MAX_DENSE: usize = 16 << 10;
@@ -24,11 +20,11 @@ const MAX_TOTAL: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Engine {
     machine: Machine,
-    patterns: Vec<Pattern>,
+    /// With their lengths.
+    patterns: Vec<(Pattern, usize)>,
     names: Vec<String>,
-    /// How long the partial match is that a state stands for; states of fewer than [`LIVE`] bytes
-    /// are absent.
-    depths: HashMap<StateID, usize>,
+    /// The partial matches that a state stands for.
+    depths: HashMap<StateID, Depth>,
     start: StateID,
     longest: usize,
 }
@@ -44,6 +40,8 @@ enum Machine {
 enum Pattern {
     /// The prefix of a token.
     Prefix(&'static Family),
+    /// A text behind which the family of this name is not looked for.
+    Shield(&'static str),
     /// A form of the known value whose name has this index.
     Value(usize),
 }
@@ -56,17 +54,26 @@ pub(super) struct Cursor {
 }
 
 impl Engine {
-    pub(super) fn new(known: &[Secret]) -> Result<Self, ScannerError> {
+    pub(super) fn new(
+        known: &[Secret],
+        families: &'static [Family],
+        most: usize,
+    ) -> Result<Self, ScannerError> {
         let mut texts = BTreeMap::new();
         for (index, secret) in known.iter().enumerate() {
-            for form in needle::forms(secret.expose(), MIN_SECRET_LEN) {
+            for form in needle::forms(secret.expose(), MIN_SECRET_LEN, most) {
                 texts.entry(form).or_insert(Pattern::Value(index));
             }
         }
-        for family in FAMILIES {
+        for family in families {
             texts
                 .entry(family.prefix.into())
                 .or_insert(Pattern::Prefix(family));
+        }
+        for (text, family) in SHIELDS {
+            texts
+                .entry(text.as_bytes().into())
+                .or_insert(Pattern::Shield(family));
         }
         let total = texts.keys().map(Vec::len).sum::<usize>();
         if total > MAX_TOTAL {
@@ -74,17 +81,37 @@ impl Engine {
         }
         let machine = Machine::new(texts.keys(), total <= MAX_DENSE)?;
         let start = machine.start()?;
-        let mut depths = HashMap::new();
-        for text in texts.keys() {
+        let mut depths: HashMap<_, Depth> = HashMap::new();
+        for (text, pattern) in &texts {
             let mut state = start;
             for (index, byte) in text.iter().enumerate() {
                 state = machine.next(state, *byte);
-                if index + 1 >= LIVE {
-                    depths.insert(state, index + 1);
+                let depth = depths.entry(state).or_default();
+                depth.any = index + 1;
+                if matches!(pattern, Pattern::Value(_)) {
+                    depth.value = index + 1;
                 }
             }
         }
-        let tokens = FAMILIES.iter().map(Family::len);
+        // A token's prefix may end in the beginning of a value.
+        let values: HashSet<_> = texts
+            .iter()
+            .filter(|(_, pattern)| matches!(pattern, Pattern::Value(_)))
+            .flat_map(|(text, _)| (1..=text.len()).map(|end| &text[..end]))
+            .collect();
+        for (text, pattern) in &texts {
+            let mut state = start;
+            for end in 1..=text.len() {
+                state = machine.next(state, text[end - 1]);
+                if !matches!(pattern, Pattern::Value(_)) {
+                    let mut endings = (0..end).map(|from| &text[from..end]);
+                    let value = endings.find(|ending| values.contains(ending));
+                    let depth = depths.entry(state).or_default();
+                    depth.value = depth.value.max(value.map_or(0, <[u8]>::len));
+                }
+            }
+        }
+        let tokens = families.iter().map(Family::len);
         Ok(Self {
             machine,
             longest: texts
@@ -92,7 +119,10 @@ impl Engine {
                 .map(Vec::len)
                 .fold(0, usize::max)
                 .max(tokens.fold(0, usize::max)),
-            patterns: texts.into_values().collect(),
+            patterns: texts
+                .into_iter()
+                .map(|(text, pattern)| (pattern, text.len()))
+                .collect(),
             names: known
                 .iter()
                 .map(|secret| secret.name().to_owned())
@@ -120,26 +150,59 @@ impl Engine {
         cursor.state == self.start && cursor.is_plain()
     }
 
-    /// Takes one byte; returns the name of what it completes.
-    pub(super) fn step(&self, cursor: &mut Cursor, byte: u8) -> Option<String> {
+    /// Takes one byte; returns what it completes.
+    pub(super) fn step(&self, cursor: &mut Cursor, byte: u8) -> Option<Hit> {
         let mut found = None;
-        cursor.runs.retain_mut(|run| match run.push(byte) {
-            Progress::Dead => false,
-            Progress::Found => {
-                found = Some(run.name().to_owned());
-                false
+        cursor.runs.retain_mut(|run| {
+            let (is_found, behind) = match run.push(byte) {
+                Progress::Dead => return false,
+                Progress::Open => return true,
+                Progress::Found => (true, 0),
+                Progress::FoundBefore => (true, 1),
+            };
+            if is_found {
+                found = Some(Hit {
+                    what: What::Token(run.family().name),
+                    len: run.len(),
+                    behind,
+                });
             }
-            Progress::Open => true,
+            false
         });
         cursor.state = self.machine.next(cursor.state, byte);
-        self.machine
-            .each_match(cursor.state, |pattern| match self.patterns[pattern] {
+        let mut shielded = None;
+        self.machine.each_match(cursor.state, |pattern| {
+            if let Pattern::Shield(family) = self.patterns[pattern].0 {
+                shielded = Some(family);
+            }
+        });
+        if let Some(family) = shielded {
+            cursor.runs.retain(|run| run.family().name != family);
+        }
+        self.machine.each_match(cursor.state, |pattern| {
+            let (pattern, len) = self.patterns[pattern];
+            match pattern {
+                Pattern::Prefix(family) if shielded == Some(family.name) => {}
                 Pattern::Prefix(family) => cursor.runs.push(Run::new(family)),
+                Pattern::Shield(_) => {}
                 Pattern::Value(index) => {
-                    found = Some(format!("Known Secret Leak ({})", self.names[index]));
+                    found = Some(Hit {
+                        what: What::Value(index),
+                        len,
+                        behind: 0,
+                    });
                 }
-            });
+            }
+        });
         found
+    }
+
+    /// Returns the name of a find.
+    pub(super) fn name(&self, what: What) -> String {
+        match what {
+            What::Token(name) => name.to_owned(),
+            What::Value(index) => format!("Known Secret Leak ({})", self.names[index]),
+        }
     }
 
     /// Takes bytes until one that needs [`Engine::step`]: it completes a pattern, or `stops` says
@@ -153,15 +216,74 @@ impl Engine {
     }
 
     /// Returns how many of the last bytes may yet turn out to belong to something.
-    pub(super) fn live(&self, cursor: &Cursor) -> usize {
-        let partial = self.depths.get(&cursor.state).copied().unwrap_or(0);
+    pub(super) fn live(&self, cursor: &Cursor, patience: Patience) -> usize {
+        let depth = self.depths.get(&cursor.state).copied().unwrap_or_default();
+        let partial = depth.live(patience);
         cursor.runs.iter().map(Run::len).fold(partial, usize::max)
     }
 
-    /// Returns the name of what is complete if nothing follows.
-    pub(super) fn end(&self, cursor: &Cursor) -> Option<String> {
+    /// Returns what is complete if nothing follows.
+    pub(super) fn end(&self, cursor: &Cursor) -> Option<Hit> {
         let run = cursor.runs.iter().find(|run| run.ends_here())?;
-        Some(run.name().to_owned())
+        Some(Hit {
+            what: What::Token(run.family().name),
+            len: run.len(),
+            behind: 0,
+        })
+    }
+}
+
+/// What a byte has completed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Hit {
+    pub(super) what: What,
+    /// How many bytes of the reading it has.
+    pub(super) len: usize,
+    /// How many bytes were read behind it.
+    pub(super) behind: usize,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum What {
+    /// A token of the family of this name.
+    Token(&'static str),
+    /// The known value with this index.
+    Value(usize),
+}
+
+/// How short a partial match may be to be held back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Patience {
+    /// One byte of anything is enough: it may have to be overwritten.
+    Exact,
+    /// One byte of a known value is enough; the prefix of a token is public.
+    Values,
+    /// While a sender waits for an answer: nearly every chunk ends in one or two bytes of
+    /// something, and three bytes of a value are not the value.
+    Short,
+}
+
+/// How many bytes of a partial match are always held back.
+const LONG: usize = 4;
+
+/// The partial matches that a state stands for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Depth {
+    /// The longest of them.
+    any: usize,
+    /// The longest one of a known value.
+    value: usize,
+}
+
+impl Depth {
+    fn live(self, patience: Patience) -> usize {
+        match patience {
+            Patience::Exact => self.any,
+            _ if self.any >= LONG => self.any,
+            Patience::Values => self.value,
+            Patience::Short => 0,
+        }
     }
 }
 

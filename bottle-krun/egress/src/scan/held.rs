@@ -1,8 +1,9 @@
 //! Bytes that wait for their verdict.
 
 use std::collections::VecDeque;
+use std::mem;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// A queue of chunks that is emptied by position; nothing is copied.
 #[derive(Debug, Default)]
@@ -18,6 +19,11 @@ impl Held {
         if !chunk.is_empty() {
             self.chunks.push_back(chunk);
         }
+    }
+
+    /// Says whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 
     /// Gives out everything before a position.
@@ -36,6 +42,22 @@ impl Held {
             }
         }
         out
+    }
+
+    /// Overwrites what is still here of a range with `*`; its length stays.
+    pub(super) fn overwrite(&mut self, from: u64, to: u64) {
+        let mut begin = self.from;
+        for chunk in &mut self.chunks {
+            let end = begin + chunk.len() as u64;
+            let place = |at: u64| usize::try_from(at.clamp(begin, end) - begin).unwrap_or(0);
+            let range = place(from)..place(to);
+            if !range.is_empty() {
+                let mut bytes = BytesMut::from(mem::take(chunk));
+                bytes[range].fill(b'*');
+                *chunk = bytes.freeze();
+            }
+            begin = end;
+        }
     }
 
     /// Gives out everything.

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::engine::{Cursor, Engine};
+use super::engine::{Cursor, Engine, Hit, Patience, What};
 use super::unescape::{Json, Percent, Placed, Unwrap};
 
 /// The bytes at which some lane forks off.
@@ -49,33 +49,34 @@ impl Readings {
         }
     }
 
-    /// Takes bytes; returns the name of a secret that they complete.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Option<String> {
+    /// Takes bytes up to the first secret that they complete; returns how many, and the secret.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> (usize, Option<Find>) {
         let engine = &*Arc::clone(&self.engine);
-        while !bytes.is_empty() {
+        let mut rest = bytes;
+        while !rest.is_empty() {
             if self.forked == 0 && self.plain.is_plain() {
-                let taken = engine.skip(&mut self.plain, bytes, &STOPS);
+                let taken = engine.skip(&mut self.plain, rest, &STOPS);
                 self.position += taken as u64;
-                bytes = &bytes[taken..];
+                rest = &rest[taken..];
             }
-            if let Some((byte, rest)) = bytes.split_first() {
+            if let Some((byte, behind)) = rest.split_first() {
+                rest = behind;
                 let found = self.step(engine, *byte);
                 if found.is_some() {
-                    return found;
+                    return (bytes.len() - rest.len(), found);
                 }
-                bytes = rest;
             }
         }
-        None
+        (bytes.len(), None)
     }
 
     /// Returns the position of the first byte that may yet belong to a secret, or the end.
-    pub(super) fn live_from(&self) -> u64 {
+    pub(super) fn live_from(&self, patience: Patience) -> u64 {
         let engine = &self.engine;
-        let plain = self.position - engine.live(&self.plain) as u64;
+        let plain = self.position - engine.live(&self.plain, patience) as u64;
         let forked = self.lanes.iter().filter(|lane| lane.is_forked);
         forked
-            .filter_map(|lane| lane.live_from(engine))
+            .filter_map(|lane| lane.live_from(engine, patience))
             .fold(plain, u64::min)
     }
 
@@ -84,15 +85,26 @@ impl Readings {
         self.position
     }
 
-    /// Returns the name of a secret that is complete if the stream ends here.
-    pub(super) fn end(&self) -> Option<String> {
+    /// Returns a secret that is complete if the stream ends here.
+    pub(super) fn end(&self) -> Option<Find> {
         let engine = &self.engine;
-        let forked = self.lanes.iter().filter(|lane| lane.is_forked);
-        let cursors = forked.map(|lane| &lane.cursor).chain([&self.plain]);
-        cursors.into_iter().find_map(|cursor| engine.end(cursor))
+        let plain = engine.end(&self.plain).map(|hit| self.plain_find(hit));
+        plain.or_else(|| {
+            let mut forked = self.lanes.iter().filter(|lane| lane.is_forked);
+            forked.find_map(|lane| Some(lane.find(engine.end(&lane.cursor)?, self.position)))
+        })
     }
 
-    fn step(&mut self, engine: &Engine, byte: u8) -> Option<String> {
+    fn plain_find(&self, hit: Hit) -> Find {
+        let to = self.position - hit.behind as u64;
+        Find {
+            what: hit.what,
+            from: to - hit.len as u64,
+            to,
+        }
+    }
+
+    fn step(&mut self, engine: &Engine, byte: u8) -> Option<Find> {
         let was_idle = engine.is_start(&self.plain);
         if STOPS[usize::from(byte)] {
             for lane in &mut self.lanes {
@@ -104,12 +116,13 @@ impl Readings {
                 }
             }
         }
-        let mut found = engine.step(&mut self.plain, byte);
+        let hit = engine.step(&mut self.plain, byte);
         let placed = (byte, self.position);
         self.position += 1;
+        let mut found = hit.map(|hit| self.plain_find(hit));
         if self.forked > 0 {
             for lane in self.lanes.iter_mut().filter(|lane| lane.is_forked) {
-                found = lane.push(engine, placed).or(found);
+                found = Find::both(found, lane.push(engine, placed));
                 if lane.decoder.is_neutral() && lane.cursor.agrees_with(&self.plain) {
                     lane.is_forked = false;
                     self.forked -= 1;
@@ -117,6 +130,28 @@ impl Readings {
             }
         }
         found
+    }
+}
+
+/// A secret and where its written form stands in the stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Find {
+    pub(super) what: What,
+    pub(super) from: u64,
+    pub(super) to: u64,
+}
+
+impl Find {
+    /// What several readings have found at the same byte is one place.
+    fn both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(Self {
+                what: one.what,
+                from: one.from.min(other.from),
+                to: one.to.max(other.to),
+            }),
+            (found, None) | (None, found) => found,
+        }
     }
 }
 
@@ -175,6 +210,14 @@ impl Decoder {
         }
     }
 
+    /// Says whether an escape is open that may turn out to be a byte of something.
+    fn is_pending(&self) -> bool {
+        match self {
+            Self::Json(_) | Self::JsonTwice(..) | Self::Percent(_) => !self.is_neutral(),
+            Self::Unwrapped(json, _) => !json.is_neutral(),
+        }
+    }
+
     fn is_neutral(&self) -> bool {
         match self {
             Self::Json(json) => json.is_neutral(),
@@ -197,6 +240,8 @@ struct Lane {
     fork: u64,
     /// Where the written forms of the last decoded bytes begin.
     starts: VecDeque<u64>,
+    /// Before that, no escape is open.
+    settled: u64,
 }
 
 impl Lane {
@@ -208,6 +253,7 @@ impl Lane {
             cursor,
             fork: 0,
             starts: VecDeque::new(),
+            settled: 0,
         }
     }
 
@@ -215,39 +261,66 @@ impl Lane {
         self.is_forked = true;
         self.cursor.clone_from(plain);
         self.fork = position;
+        self.settled = position;
         self.starts.clear();
     }
 
-    fn push(&mut self, engine: &Engine, placed: Placed) -> Option<String> {
+    fn push(&mut self, engine: &Engine, placed: Placed) -> Option<Find> {
+        let end = placed.1 + 1;
         let Self {
             decoder,
             cursor,
             starts,
+            fork,
             ..
         } = self;
         let mut found = None;
         decoder.push(placed, &mut |(byte, start)| {
             starts.push_back(start);
-            if starts.len() > engine.longest() {
+            if starts.len() > engine.longest() + 1 {
                 starts.pop_front();
             }
-            if let Some(name) = engine.step(cursor, byte) {
-                found = Some(name);
+            if let Some(hit) = engine.step(cursor, byte) {
+                found = Find::both(found, Some(find(hit, starts, *fork, end)));
             }
         });
+        if !decoder.is_pending() {
+            self.settled = end;
+        }
         found
     }
 
+    fn find(&self, hit: Hit, end: u64) -> Find {
+        find(hit, &self.starts, self.fork, end)
+    }
+
     /// Returns the position of the first byte that may yet belong to a secret in this reading.
-    fn live_from(&self, engine: &Engine) -> Option<u64> {
-        let live = engine.live(&self.cursor);
-        if live == 0 {
-            return None;
+    fn live_from(&self, engine: &Engine, patience: Patience) -> Option<u64> {
+        let live = engine.live(&self.cursor, patience);
+        if live > 0 {
+            return Some(start_of(live, &self.starts, self.fork));
         }
-        Some(match self.starts.len().checked_sub(live) {
-            Some(index) => self.starts.get(index).copied().unwrap_or(self.fork),
-            // The match began before the fork, one stream byte per decoded byte.
-            None => self.fork - (live - self.starts.len()) as u64,
-        })
+        let is_open = patience != Patience::Short && self.decoder.is_pending();
+        is_open.then_some(self.settled)
+    }
+}
+
+fn find(hit: Hit, starts: &VecDeque<u64>, fork: u64, end: u64) -> Find {
+    Find {
+        what: hit.what,
+        from: start_of(hit.len + hit.behind, starts, fork),
+        to: match hit.behind {
+            0 => end,
+            behind => start_of(behind, starts, fork),
+        },
+    }
+}
+
+/// Returns where the written form of the decoded byte begins that is this far from the end.
+fn start_of(back: usize, starts: &VecDeque<u64>, fork: u64) -> u64 {
+    match starts.len().checked_sub(back) {
+        Some(index) => starts.get(index).copied().unwrap_or(fork),
+        // It stands before the fork, one stream byte per decoded byte.
+        None => fork - (back - starts.len()) as u64,
     }
 }

@@ -26,12 +26,14 @@ mod unescape;
 
 use std::sync::Arc;
 
+use bottle_core::policy::Dlp;
 use bottle_core::secret::Secret;
 use thiserror::Error;
 
 pub(crate) use body::BodyScan;
 
 use engine::Engine;
+use family::FAMILIES;
 use lane::Readings;
 
 /// What the scanner looks for, compiled once per bottle.
@@ -48,20 +50,81 @@ impl Scanner {
     /// [`ScannerError`] if there are more known values than the scanner takes.
     pub(crate) fn new(known: &[Secret]) -> Result<Self, ScannerError> {
         Ok(Self {
-            engine: Arc::new(Engine::new(known)?),
+            engine: Arc::new(Engine::new(known, FAMILIES, needle::BEGINNING)?),
+        })
+    }
+
+    /// Compiles these values with their encodings, and no token families.
+    ///
+    /// # Errors
+    ///
+    /// [`ScannerError`] if there are more values than the scanner takes.
+    pub(crate) fn of_values(known: &[Secret]) -> Result<Self, ScannerError> {
+        Ok(Self {
+            engine: Arc::new(Engine::new(known, &[], needle::WHOLE)?),
         })
     }
 
     /// Scans one text (a path, a header, a name) as it stands and with its escapes undone.
     pub(crate) fn scan_text(&self, text: &[u8]) -> Option<Finding> {
         let mut readings = Readings::new(Arc::clone(&self.engine));
-        let name = readings.feed(text).or_else(|| readings.end())?;
-        Some(Finding { name })
+        let find = readings.feed(text).1.or_else(|| readings.end())?;
+        Some(Finding {
+            name: self.engine.name(find.what),
+        })
+    }
+
+    /// Overwrites every secret in a text with `*`; returns what they were, nothing if there are none.
+    pub(crate) fn overwrite(&self, text: &mut [u8]) -> Vec<Finding> {
+        let mut readings = Readings::new(Arc::clone(&self.engine));
+        let mut finds = Vec::new();
+        let mut rest = &text[..];
+        while !rest.is_empty() {
+            let (taken, find) = readings.feed(rest);
+            finds.extend(find);
+            rest = &rest[taken..];
+        }
+        finds.extend(readings.end());
+        let mut findings = Vec::new();
+        for find in finds {
+            let end = text.len();
+            let place = |at| usize::try_from(at).unwrap_or(usize::MAX).min(end);
+            text[place(find.from)..place(find.to)].fill(b'*');
+            let name = self.engine.name(find.what);
+            findings.push(Finding { name });
+        }
+        findings.dedup();
+        findings
     }
 
     /// Begins the scan of a body.
-    pub(crate) fn stream(&self, encoding: ContentEncoding) -> BodyScan {
-        BodyScan::new(&self.engine, encoding)
+    pub(crate) fn stream(&self, encoding: ContentEncoding, treatment: Treatment) -> BodyScan {
+        BodyScan::new(&self.engine, encoding, treatment)
+    }
+}
+
+/// What becomes of a body in which a secret is found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Treatment {
+    /// Nobody looks.
+    Ignore,
+    /// The secret is overwritten.
+    Overwrite,
+    /// The body is refused.
+    Refuse,
+    /// It passes, and what was found is told.
+    Report,
+}
+
+impl Treatment {
+    /// Returns what a rule's word means.
+    pub(crate) fn of(dlp: Dlp) -> Self {
+        match dlp {
+            Dlp::Block => Self::Refuse,
+            Dlp::Redact => Self::Overwrite,
+            Dlp::Warn => Self::Report,
+            Dlp::Off => Self::Ignore,
+        }
     }
 }
 

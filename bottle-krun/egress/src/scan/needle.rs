@@ -5,8 +5,12 @@
 
 use std::collections::BTreeSet;
 
-/// So many bytes of a value are looked for. A longer one has leaked when its beginning has.
-pub(super) const MAX_VALUE: usize = 384;
+/// So many bytes of a value are looked for in requests. A longer one has leaked when its beginning
+/// has.
+pub(super) const BEGINNING: usize = 384;
+
+/// So many bytes of a value are looked for in answers, from which all of it has to be taken.
+pub(super) const WHOLE: usize = 4 << 10;
 
 const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -14,10 +18,10 @@ const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 /// Returns every byte string that gives the value away, each once.
 ///
 /// White space around a value is not looked for: a file's last newline is not part of its secret.
-pub(super) fn forms(value: &[u8], min: usize) -> BTreeSet<Vec<u8>> {
+pub(super) fn forms(value: &[u8], min: usize, most: usize) -> BTreeSet<Vec<u8>> {
     let trimmed = value.trim_ascii();
     let value = if trimmed.len() < min { value } else { trimmed };
-    let value = &value[..value.len().min(MAX_VALUE)];
+    let value = &value[..value.len().min(most)];
     let mut forms = BTreeSet::from([value.to_vec()]);
     for alphabet in [STANDARD, URL_SAFE] {
         forms.extend((0..3).map(|offset| base64_core(value, offset, alphabet)));

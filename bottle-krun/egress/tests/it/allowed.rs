@@ -3,9 +3,8 @@
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::support::{
-    Gateway, Origin, TestCa, empty, http1_on, request, request2, send1, send2, text,
-};
+use crate::origin::Origin;
+use crate::support::{Gateway, TestCa, empty, http1_on, request, request2, send1, send2, text};
 
 const NAME: &str = "allowed.test";
 const AUTHORITY: &str = "allowed.test:443";

@@ -6,7 +6,15 @@
 )]
 
 mod allowed;
+mod credentials;
+mod dlp;
+mod host_proxy;
+mod identity;
+mod origin;
+mod raw;
 mod refused;
+mod rules;
 mod secrets;
 mod streams;
 mod support;
+mod websocket;

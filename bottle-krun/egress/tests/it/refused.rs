@@ -3,11 +3,13 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 
+use bottle_core::event::Happening;
 use bottle_core::policy::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::origin::Origin;
 use crate::support::{
-    Gateway, Origin, TestCa, empty, http1_on, request, request2, send1, send2, soon, text, until,
+    Gateway, TestCa, empty, http1_on, request, request2, send1, send2, soon, text, until,
 };
 
 const NAME: &str = "allowed.test";
@@ -215,11 +217,11 @@ async fn methods_that_cannot_be_judged_are_refused() {
         .insert("connection", "upgrade".parse().unwrap());
     upgrade
         .headers_mut()
-        .insert("upgrade", "websocket".parse().unwrap());
+        .insert("upgrade", "quic".parse().unwrap());
     let answer = send1(&mut sender, upgrade).await;
     answer.assert_refused(
         "bad-request",
-        "changing the protocol (Upgrade, WebSocket) is not allowed",
+        "changing the protocol (Upgrade) is not allowed, but for a WebSocket of HTTP/1.1",
     );
     let mut encoded = request("POST", NAME, "/", text("x"));
     encoded
@@ -391,4 +393,33 @@ async fn requests_beyond_the_limit_are_refused_and_later_ones_pass() {
     until("their ends", || gateway.events.allowed().len() == 256).await;
     let answer = send1(&mut sender, request("GET", NAME, "/", empty())).await;
     assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_loop_of_refusals_is_counted_and_not_recorded_one_by_one() {
+    let (gateway, _origin) = gateway().await;
+    let mut sender = gateway.http1("evil.test:443").await;
+    let mut last = String::new();
+    for _ in 0..50 {
+        let answer = send1(&mut sender, request("GET", "evil.test", "/", empty())).await;
+        last = answer.problem("event");
+    }
+    assert_eq!(gateway.events.refusals().len(), 32);
+    let answer = send1(&mut sender, request("GET", "evil.test", "/", empty())).await;
+    assert_eq!(
+        answer.problem("event"),
+        last,
+        "the id of one that is recorded"
+    );
+    drop(sender);
+    let events = gateway.events;
+    drop(gateway.egress);
+    let counted = || {
+        events.all().into_iter().find_map(|event| match event {
+            Happening::Repeated { id, count } => Some((id, count)),
+            Happening::Stage { .. } | _ => None,
+        })
+    };
+    until("the count", || counted().is_some()).await;
+    assert_eq!(counted(), Some((last, 19)));
 }

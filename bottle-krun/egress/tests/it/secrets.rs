@@ -10,9 +10,10 @@ use futures_util::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
+use crate::origin::Origin;
 use crate::support::{
-    Answer, Body, Gateway, Origin, TestCa, chunks, empty, github_token, request, request2, send1,
-    send2, sized, text, until,
+    Answer, Body, Gateway, TestCa, chunks, empty, github_token, request, request2, send1, send2,
+    sized, text, until,
 };
 
 const NAME: &str = "allowed.test";

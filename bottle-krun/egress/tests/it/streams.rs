@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -9,9 +10,11 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::time::{advance, pause, resume};
 
+use crate::origin::{BIG, Origin};
 use crate::support::{
-    BIG, Body, Gateway, Origin, TestCa, empty, request, request2, send1, send2, sized, soon, until,
+    Body, Gateway, TestCa, empty, request, request2, send1, send2, sized, soon, until,
 };
 
 const NAME: &str = "allowed.test";
@@ -222,4 +225,64 @@ async fn a_guest_that_waits_for_continue_is_told_to() {
     let arrived = &origin.log.requests()[0];
     assert_eq!(&arrived.body[..], b"data");
     assert!(!arrived.headers.contains_key("expect"));
+}
+
+#[tokio::test]
+async fn an_upstream_that_never_answers_is_given_up() {
+    let (gateway, origin) = gateway(&["http/1.1"]).await;
+    let mut sender = gateway.http1(AUTHORITY).await;
+    let sent =
+        tokio::spawn(
+            async move { send1(&mut sender, request("GET", NAME, "/hang", empty())).await },
+        );
+    until("the request", || {
+        origin.log.hung.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    // More than any patience; the answer's own deadline in `soon` is later.
+    pause();
+    advance(Duration::from_secs(20 * 60 + 1)).await;
+    resume();
+    let answer = sent.await;
+    drop(answer);
+    until("the refusal", || !gateway.events.refusals().is_empty()).await;
+    let (_, _, detail) = gateway.events.refusals().pop().unwrap();
+    assert_eq!(detail, "allowed.test did not begin to answer within 1200 s");
+}
+
+#[tokio::test]
+async fn an_event_of_a_stream_passes_while_the_next_is_not_there() {
+    for alpn in [&["http/1.1"][..], &["h2"]] {
+        let (gateway, _origin) = gateway(alpn).await;
+        let mut sender = gateway.http2(AUTHORITY).await;
+        let mut request = request2("GET", NAME, "/reflect?event", empty());
+        request
+            .headers_mut()
+            .insert("x-api-key", "ab".parse().unwrap());
+        let answer = soon("an answer", sender.send_request(request))
+            .await
+            .unwrap();
+        let mut body = answer.into_body();
+        let frame = soon("the event", body.frame()).await.unwrap().unwrap();
+        assert_eq!(&frame.into_data().unwrap()[..], b"data: tick a\n\nab");
+    }
+}
+
+#[tokio::test]
+async fn the_trailers_of_an_answer_arrive() {
+    for alpn in [&["http/1.1"][..], &["h2"]] {
+        let (gateway, _origin) = gateway(alpn).await;
+        let mut sender = gateway.http2(AUTHORITY).await;
+        for _ in 0..2 {
+            let mut request = request2("GET", NAME, "/reflect?trailer", empty());
+            for (name, value) in [("te", "trailers"), ("x-api-key", "sum")] {
+                request.headers_mut().insert(name, value.parse().unwrap());
+            }
+            let answer = soon("an answer", sender.send_request(request)).await;
+            let body = soon("the end", answer.unwrap().into_body().collect()).await;
+            let body = body.unwrap();
+            assert_eq!(body.trailers().unwrap()["x-end"], "sum");
+            assert_eq!(&body.to_bytes()[..], b"[sum]");
+        }
+    }
 }

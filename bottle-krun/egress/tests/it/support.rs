@@ -1,28 +1,25 @@
-//! Origins with a CA of the test's own, a guest's side of the gateway, and the events in between.
+//! A CA of the test's own, a guest's side of the gateway, and the events in between.
 
 use std::convert::Infallible;
-use std::future::{Future, pending};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bottle_core::event::{EventSink, Happening};
-use bottle_core::policy::{Policy, Reason};
+use bottle_core::policy::{Policy, Reason, WrittenRule};
 use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
-use bottle_egress::{Egress, EgressConfig, GATEWAY, PROXY_PORT};
+use bottle_egress::{Egress, EgressConfig, GATEWAY, HostSide, PROXY_PORT};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper::server::conn as server;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -30,10 +27,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -84,6 +80,14 @@ pub(crate) fn github_token() -> String {
         ["gh", "p_"].concat(),
         String::from_utf8_lossy(&sum)
     )
+}
+
+/// A rule with nothing but a host.
+pub(crate) fn rule(host: &str) -> WrittenRule {
+    WrittenRule {
+        host: host.to_owned(),
+        ..WrittenRule::default()
+    }
 }
 
 /// Collects events.
@@ -153,7 +157,7 @@ impl TestCa {
         }
     }
 
-    fn server_config(&self, name: &str, alpn: &[&str]) -> Arc<ServerConfig> {
+    pub(crate) fn server_config(&self, name: &str, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec![name.to_owned()])
             .unwrap()
@@ -172,186 +176,6 @@ impl TestCa {
         Arc::new(config)
     }
 }
-
-/// A request as it arrived.
-#[derive(Clone, Debug)]
-pub(crate) struct Arrived {
-    pub(crate) line: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
-}
-
-/// What an origin has seen.
-#[derive(Debug, Default)]
-pub(crate) struct Log {
-    pub(crate) connections: AtomicUsize,
-    /// Bytes of streamed request bodies so far.
-    pub(crate) received: AtomicUsize,
-    /// Request bodies that broke off.
-    pub(crate) broken: AtomicUsize,
-    /// Requests for `/hang`.
-    pub(crate) hung: AtomicUsize,
-    pub(crate) requests: Mutex<Vec<Arrived>>,
-}
-
-impl Log {
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn requests(&self) -> Vec<Arrived> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-/// A server on loopback.
-pub(crate) struct Origin {
-    pub(crate) address: SocketAddr,
-    pub(crate) log: Arc<Log>,
-}
-
-impl Origin {
-    /// Serves TLS with these protocols.
-    pub(crate) async fn tls(ca: &TestCa, name: &str, alpn: &[&str]) -> Self {
-        Self::start(Some(ca.server_config(name, alpn))).await
-    }
-
-    /// Serves plain HTTP/1.1.
-    pub(crate) async fn plain() -> Self {
-        Self::start(None).await
-    }
-
-    async fn start(tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let log = Arc::new(Log::default());
-        let seen = Arc::clone(&log);
-        tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                seen.connections.fetch_add(1, Ordering::SeqCst);
-                let (log, tls) = (Arc::clone(&seen), tls.clone());
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| serve(Arc::clone(&log), request));
-                    let Some(tls) = tls else {
-                        let _ = server::http1::Builder::new()
-                            .serve_connection(TokioIo::new(tcp), service)
-                            .await;
-                        return;
-                    };
-                    let Ok(stream) = TlsAcceptor::from(tls).accept(tcp).await else {
-                        return;
-                    };
-                    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                        let _ = server::http2::Builder::new(TokioExecutor::new())
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await;
-                    } else {
-                        let _ = server::http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await;
-                    }
-                });
-            }
-        });
-        Self { address, log }
-    }
-}
-
-async fn serve(log: Arc<Log>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
-    let line = format!(
-        "{} {}",
-        request.method(),
-        request.uri().path_and_query().unwrap()
-    );
-    let path = request.uri().path().to_owned();
-    let (parts, mut body) = request.into_parts();
-    match path.as_str() {
-        // Reads a megabyte, then nothing more, and never answers.
-        "/stall" => {
-            while log.received.load(Ordering::SeqCst) < 1 << 20 {
-                let Some(Ok(frame)) = body.frame().await else {
-                    break;
-                };
-                let count = frame.data_ref().map_or(0, Bytes::len);
-                log.received.fetch_add(count, Ordering::SeqCst);
-            }
-            pending::<()>().await;
-        }
-        "/early" => {
-            // As servers do that want their answer to be read.
-            tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
-            let mut response = Response::new(text("no more"));
-            *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-            return Ok(response);
-        }
-        // Counts a request that was given up.
-        "/hang" => {
-            log.hung.fetch_add(1, Ordering::SeqCst);
-            let _gone = Gone(Arc::clone(&log));
-            pending::<()>().await;
-        }
-        "/reset" => return Err(io::Error::other("as asked")),
-        "/big" => {
-            let chunk = Bytes::from(vec![b'x'; 64 << 10]);
-            let frames =
-                stream::iter((0..BIG / (64 << 10)).map(move |_| Ok(Frame::data(chunk.clone()))));
-            return Ok(Response::new(StreamBody::new(frames).boxed_unsync()));
-        }
-        "/count" => {
-            let mut count = 0;
-            loop {
-                match body.frame().await {
-                    None => break,
-                    Some(Ok(frame)) => {
-                        let more = frame.data_ref().map_or(0, Bytes::len);
-                        count += more;
-                        log.received.fetch_add(more, Ordering::SeqCst);
-                    }
-                    Some(Err(error)) => {
-                        log.broken.fetch_add(1, Ordering::SeqCst);
-                        return Err(io::Error::other(error));
-                    }
-                }
-            }
-            return Ok(Response::new(text(&count.to_string())));
-        }
-        // Answers at once and echoes what comes as it comes.
-        "/echo" => {
-            let frames = stream::unfold(body, |mut body| async move {
-                let frame = body.frame().await?.ok()?;
-                Some((Ok(frame), body))
-            });
-            return Ok(Response::new(StreamBody::new(frames).boxed_unsync()));
-        }
-        _ => {}
-    }
-    let collected = body.collect().await.map_err(io::Error::other)?;
-    let trailers = collected.trailers().cloned();
-    log.requests.lock().unwrap().push(Arrived {
-        line,
-        headers: parts.headers,
-        body: collected.to_bytes(),
-        trailers,
-    });
-    Ok(Response::builder()
-        .header("x-origin", "yes")
-        .header("alt-svc", "h3=\":443\"")
-        .body(text("hello"))
-        .unwrap())
-}
-
-/// Counts itself as broken when it goes.
-struct Gone(Arc<Log>);
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.0.broken.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// The length of `/big`.
-pub(crate) const BIG: usize = 200 << 20;
 
 pub(crate) fn text(text: &str) -> Body {
     Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync()
@@ -388,10 +212,40 @@ impl Gateway {
         resolve: &[(&str, u16, SocketAddr)],
         known_values: Vec<Secret>,
     ) -> Self {
+        let rules = allow.iter().map(|rule| rule.parse().unwrap());
+        Self::made(ca, Policy::new(rules), resolve, known_values)
+    }
+
+    /// With whole rules.
+    pub(crate) fn with_rules(
+        ca: &TestCa,
+        rules: impl IntoIterator<Item = WrittenRule>,
+        resolve: &[(&str, u16, SocketAddr)],
+    ) -> Self {
+        let rules = rules.into_iter().map(|rule| rule.try_into().unwrap());
+        Self::made(ca, Policy::new(rules), resolve, Vec::new())
+    }
+
+    fn made(
+        ca: &TestCa,
+        policy: Policy,
+        resolve: &[(&str, u16, SocketAddr)],
+        known_values: Vec<Secret>,
+    ) -> Self {
+        Self::with_host(ca, policy, resolve, known_values, HostSide::default())
+    }
+
+    pub(crate) fn with_host(
+        ca: &TestCa,
+        policy: Policy,
+        resolve: &[(&str, u16, SocketAddr)],
+        known_values: Vec<Secret>,
+        host: HostSide,
+    ) -> Self {
         let events = Arc::new(Events::default());
-        let egress = Egress::new(EgressConfig {
+        let config = EgressConfig {
             bottle: "web".to_owned(),
-            policy: Policy::new(allow.iter().map(|rule| rule.parse().unwrap())),
+            policy,
             resolve: resolve
                 .iter()
                 .map(|(host, port, address)| Resolve {
@@ -404,8 +258,8 @@ impl Gateway {
             upstream_roots: vec![ca.pem.clone()],
             known_values,
             events: Arc::<Events>::clone(&events),
-        })
-        .unwrap();
+        };
+        let egress = Egress::with_host(config, host).unwrap();
         Self { egress, events }
     }
 
@@ -479,23 +333,7 @@ impl Gateway {
         sni: &str,
         alpn: &[&str],
     ) -> io::Result<TlsStream<DuplexStream>> {
-        let mut roots = RootCertStore::empty();
-        let pem = self.egress.ca_pem();
-        roots
-            .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
-            .unwrap();
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-        let name = ServerName::try_from(sni.to_owned()).unwrap();
-        soon(
-            "the TLS handshake",
-            TlsConnector::from(Arc::new(config)).connect(name, stream),
-        )
-        .await
+        tls_trusting(&self.egress.ca_pem(), stream, sni, alpn).await
     }
 
     /// Opens HTTP/1.1 inside TLS through the proxy.
@@ -513,6 +351,31 @@ impl Gateway {
         tokio::spawn(connection);
         sender
     }
+}
+
+/// Does a client's side of TLS, trusting this certificate alone.
+pub(crate) async fn tls_trusting(
+    pem: &str,
+    stream: DuplexStream,
+    sni: &str,
+    alpn: &[&str],
+) -> io::Result<TlsStream<DuplexStream>> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+        .unwrap();
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(sni.to_owned()).unwrap();
+    soon(
+        "the TLS handshake",
+        TlsConnector::from(Arc::new(config)).connect(name, stream),
+    )
+    .await
 }
 
 /// Speaks HTTP/1.1 on a stream.

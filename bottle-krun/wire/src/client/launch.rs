@@ -6,8 +6,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::LaunchRule;
+
 /// Everything the shim needs to start a bottle; all paths are absolute paths of the host.
+///
+/// # Security
+///
+/// Here nothing that is not known may be left out: it could be what makes a bottle narrower.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Launch {
     /// The bottle's id.
     pub id: String,
@@ -29,8 +36,8 @@ pub struct Launch {
     pub vcpus: u8,
     /// Memory.
     pub ram_mib: u32,
-    /// The rules, each as `Rule` is written: host pattern and port.
-    pub rules: Vec<(String, u16)>,
+    /// The rules.
+    pub rules: Vec<LaunchRule>,
     /// Addresses named on the host's side.
     pub resolve: Vec<LaunchResolve>,
     /// PEM texts of further roots for upstreams.

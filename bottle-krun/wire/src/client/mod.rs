@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::as_json;
 
+pub use crate::rule::LaunchRule;
 pub use greeting::{GreetError, Greeting, MINOR, PROTOCOL, greet};
 pub use launch::{Blame, Launch, LaunchImage, LaunchPort, LaunchReport, LaunchResolve};
 

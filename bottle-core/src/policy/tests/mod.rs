@@ -1,4 +1,8 @@
-//! The promises of host names, patterns and policies, against models that are too simple to be wrong.
+//! The promises of host names and patterns, against models that are too simple to be wrong.
+
+mod decisions;
+mod paths;
+mod rules;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,10 +14,6 @@ use super::*;
 
 fn name(text: &str) -> HostName {
     text.parse().unwrap()
-}
-
-fn policy(rules: &[&str]) -> Policy {
-    Policy::new(rules.iter().map(|rule| rule.parse().unwrap()))
 }
 
 #[test]
@@ -92,100 +92,6 @@ fn a_wildcard_over_a_whole_top_level_is_refused() {
     }
 }
 
-#[test]
-fn a_rule_is_for_port_443_unless_it_names_one() {
-    let rule: Rule = "api.test".parse().unwrap();
-    assert_eq!(
-        (rule.port, rule.to_string().as_str()),
-        (443, "allow api.test")
-    );
-    let rule: Rule = "*.api.test:8443".parse().unwrap();
-    assert_eq!(
-        (rule.port, rule.to_string().as_str()),
-        (8443, "allow *.api.test:8443")
-    );
-    for text in [
-        "api.test:",
-        "api.test:0",
-        "api.test:65536",
-        "api.test:https",
-        ":443",
-    ] {
-        assert!(text.parse::<Rule>().is_err(), "{text}");
-    }
-    "[::1]:443".parse::<Rule>().unwrap_err();
-    "10.0.0.1:443".parse::<Rule>().unwrap_err();
-    let error = "https://api.test:8443/v1".parse::<Rule>().unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "a rule names a host and no URL (use `api.test:8443`)"
-    );
-}
-
-#[test]
-fn the_empty_policy_denies() {
-    let nothing = Policy::default();
-    assert_eq!(
-        nothing.decide(&name("api.test"), 443),
-        Verdict::Refuse(Reason::HostNotAllowed)
-    );
-    assert_eq!(nothing.lists(&name("api.test")), None);
-    assert!(nothing.ports().is_empty());
-}
-
-#[test]
-fn another_port_of_a_listed_host_is_refused_as_such() {
-    let rules = policy(&["api.test", "*.api.test:8443"]);
-    assert_eq!(
-        rules.decide(&name("api.test"), 80),
-        Verdict::Refuse(Reason::PortNotAllowed)
-    );
-    assert_eq!(
-        rules.decide(&name("x.api.test"), 443),
-        Verdict::Refuse(Reason::PortNotAllowed)
-    );
-    assert_eq!(
-        rules.decide(&name("apitest"), 443),
-        Verdict::Refuse(Reason::HostNotAllowed)
-    );
-    assert_eq!(rules.ports(), [443, 8443]);
-}
-
-#[test]
-fn the_most_specific_rule_is_the_one_that_is_named() {
-    let rules = policy(&["*.b.test", "*.a.b.test", "x.a.b.test"]);
-    let named = |host: &str| match rules.decide(&name(host), 443) {
-        Verdict::Allow(rule) => rule.to_string(),
-        Verdict::Refuse(reason) => format!("{reason:?}"),
-    };
-    assert_eq!(named("x.a.b.test"), "allow x.a.b.test");
-    assert_eq!(named("y.a.b.test"), "allow *.a.b.test");
-    assert_eq!(named("y.b.test"), "allow *.b.test");
-    assert_eq!(named("b.test"), "HostNotAllowed");
-}
-
-#[test]
-fn the_serialized_reasons_are_stable() {
-    let all = [
-        Reason::AddressNotAllowed,
-        Reason::AuthorityMismatch,
-        Reason::BadProtocol,
-        Reason::BadRequest,
-        Reason::HostNotAllowed,
-        Reason::IpLiteral,
-        Reason::LimitReached,
-        Reason::PortNotAllowed,
-        Reason::SecretFound,
-        Reason::UdpNotAllowed,
-        Reason::UpstreamNotResolved,
-        Reason::UpstreamUnreachable,
-    ];
-    assert_eq!(
-        serde_json::to_string(&all).unwrap(),
-        r#"["address-not-allowed","authority-mismatch","bad-protocol","bad-request","host-not-allowed","ip-literal","limit-reached","port-not-allowed","secret-found","udp-not-allowed","upstream-not-resolved","upstream-unreachable"]"#
-    );
-}
-
 /// Says by label lists alone whether a pattern, as text, covers a name.
 fn covers(pattern: &str, host: &str) -> bool {
     let labels = |text: &str| -> Vec<String> { text.split('.').map(str::to_owned).collect() };
@@ -208,55 +114,11 @@ fn patterns() -> impl Strategy<Value = String> {
     })
 }
 
-fn ports() -> impl Strategy<Value = u16> {
-    select(vec![80, 443, 8443])
-}
-
 proptest! {
     #[test]
     fn a_pattern_covers_exactly_what_its_labels_say(pattern in patterns(), host in hosts()) {
         let parsed: HostPattern = pattern.parse().unwrap();
         prop_assert_eq!(parsed.matches(&name(&host)), covers(&pattern, &host));
-    }
-
-    #[test]
-    fn a_policy_allows_exactly_what_some_rule_covers(
-        rules in vec((patterns(), ports()), 0..8), host in hosts(), port in ports(),
-    ) {
-        let built = Policy::new(rules.iter().map(|(host, port)| Rule {
-            host: host.parse().unwrap(),
-            port: *port,
-        }));
-        let listed = rules.iter().any(|(pattern, _)| covers(pattern, &host));
-        let allowed = rules.iter().any(|(pattern, p)| covers(pattern, &host) && *p == port);
-        match built.decide(&name(&host), port) {
-            Verdict::Allow(rule) => {
-                prop_assert!(allowed);
-                prop_assert!(rule.host.matches(&name(&host)));
-                prop_assert_eq!(rule.port, port);
-                prop_assert!(built.rules().contains(rule));
-            }
-            Verdict::Refuse(Reason::PortNotAllowed) => prop_assert!(listed && !allowed),
-            Verdict::Refuse(reason) => {
-                prop_assert_eq!(reason, Reason::HostNotAllowed);
-                prop_assert!(!listed);
-            }
-        }
-        prop_assert_eq!(built.lists(&name(&host)).is_some(), listed);
-    }
-
-    #[test]
-    fn order_and_repetition_of_rules_carry_no_meaning(
-        rules in vec((patterns(), ports()), 0..8), host in hosts(), port in ports(),
-    ) {
-        let parse = |(host, port): &(String, u16)| Rule {
-            host: host.parse().unwrap(),
-            port: *port,
-        };
-        let forward = Policy::new(rules.iter().map(parse));
-        let backward = Policy::new(rules.iter().rev().chain(&rules).map(parse));
-        prop_assert_eq!(&forward, &backward);
-        prop_assert_eq!(forward.decide(&name(&host), port), backward.decide(&name(&host), port));
     }
 
     #[test]
@@ -288,16 +150,12 @@ proptest! {
     }
 
     #[test]
-    fn a_printed_rule_reads_back(pattern in patterns(), port in 1_u16..) {
-        let rule = Rule { host: pattern.parse().unwrap(), port };
-        let printed = rule.to_string();
-        prop_assert_eq!(printed.strip_prefix("allow ").unwrap().parse(), Ok(rule));
-    }
-
-    #[test]
     fn no_text_makes_a_parser_of_the_policy_panic(text in any::<String>()) {
         let _ = text.parse::<HostName>();
         let _ = text.parse::<HostPattern>();
         let _ = text.parse::<Rule>();
+        let _ = text.parse::<Method>();
+        let _ = text.parse::<PathPrefix>();
+        let _ = RequestPath::parse(&format!("/{text}"));
     }
 }
