@@ -306,7 +306,7 @@ mod tests {
                     format: Some("{}\r\nx: {}".to_owned()),
                     ..written()
                 },
-                "`{}\\r\\nx: {}` is no format of a header (write `{}` once, where the secret goes)",
+                "`{}\\u{d}\\u{a}x: {}` is no format of a header (write `{}` once, where the secret goes)",
             ),
             (
                 WrittenCredential {

@@ -105,11 +105,12 @@ pub enum Happening {
         /// The reason in words, as the guest saw it.
         detail: String,
     },
-    /// A decision was taken again so often that it was only counted.
+    /// A decision was taken again so often that it was only counted; a later line with the same id
+    /// has the higher count.
     Repeated {
         /// The id of the last one that was recorded.
         id: String,
-        /// How many like it came after it.
+        /// How many like it have come after it.
         count: u64,
     },
     /// A request carried a secret, and its rule let the rest of it pass.

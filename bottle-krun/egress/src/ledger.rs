@@ -99,14 +99,6 @@ impl Ledger {
         }
     }
 
-    /// Records what was only counted so far: the bottle ends.
-    pub(crate) fn close(&self) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let over = recent.counted();
-        drop(recent);
-        self.repeated(over);
-    }
-
     /// Opens the record of an allowed request; it is written when the value goes.
     pub(crate) fn allowed(&self, seen: Seen, rule: String) -> Allowed {
         Allowed {

@@ -1,8 +1,8 @@
 //! A limit on decisions that a guest's loop could otherwise flood the record with.
 //!
 //! The first few of a kind in a window are recorded one by one. Further ones are counted under the
-//! id of the last, which is the id that the guest is told, and the count is recorded when the window
-//! is over.
+//! id of the last, which is the id that the guest is told. The count is recorded at 1, 8, 64 and so
+//! on, so that an end without warning loses little, and whole when the next window begins.
 
 use std::collections::HashMap;
 use std::mem;
@@ -28,6 +28,8 @@ pub(crate) struct Recent {
 struct Kind {
     recorded: u32,
     counted: u64,
+    /// The count that was recorded last.
+    told: u64,
     id: String,
 }
 
@@ -40,7 +42,7 @@ pub(crate) enum Admission {
     Record,
 }
 
-/// Decisions that were counted and not recorded: under which id, and how many.
+/// Counts that are due to be recorded: under which id, and how many so far.
 pub(crate) type Counted = Vec<(String, u64)>;
 
 impl Recent {
@@ -53,7 +55,7 @@ impl Recent {
 
     /// Admits a decision to which `id` would be given; `most` of its kind are recorded in a window.
     ///
-    /// Also returns what was counted in a window that has ended.
+    /// Also returns the counts that are due.
     pub(crate) fn admit(
         &mut self,
         key: Key,
@@ -61,9 +63,9 @@ impl Recent {
         most: u32,
         now: Instant,
     ) -> (Admission, Counted) {
-        let mut over = Counted::new();
+        let mut due = Counted::new();
         if now.saturating_duration_since(self.began) >= WINDOW {
-            over = self.counted();
+            due = self.counted();
             self.began = now;
         }
         let key = if self.kinds.len() < MAX_KINDS || self.kinds.contains_key(&key) {
@@ -74,6 +76,7 @@ impl Recent {
         let kind = self.kinds.entry(key).or_insert_with(|| Kind {
             recorded: 0,
             counted: 0,
+            told: 0,
             id: String::new(),
         });
         let admission = if kind.recorded < most {
@@ -82,16 +85,20 @@ impl Recent {
             Admission::Record
         } else {
             kind.counted += 1;
+            if kind.counted.is_power_of_two() && kind.counted.trailing_zeros().is_multiple_of(3) {
+                kind.told = kind.counted;
+                due.push((kind.id.clone(), kind.counted));
+            }
             Admission::Counted(kind.id.clone())
         };
-        (admission, over)
+        (admission, due)
     }
 
-    /// Takes what was counted so far.
-    pub(crate) fn counted(&mut self) -> Counted {
+    /// Ends the window; returns what was counted in it and not recorded.
+    fn counted(&mut self) -> Counted {
         let kinds = mem::take(&mut self.kinds).into_values();
         kinds
-            .filter(|kind| kind.counted > 0)
+            .filter(|kind| kind.counted > kind.told)
             .map(|kind| (kind.id, kind.counted))
             .collect()
     }
@@ -112,22 +119,21 @@ mod tests {
         let mut admit = |host: &str, id: &str, now| recent.admit(key(host), id, 2, now);
         assert_eq!(admit("a", "1", start), (Admission::Record, vec![]));
         assert_eq!(admit("a", "2", start), (Admission::Record, vec![]));
-        for id in ["3", "4"] {
-            assert_eq!(
-                admit("a", id, start),
-                (Admission::Counted("2".into()), vec![])
-            );
+        for count in 1..=70 {
+            let due = match count {
+                1 | 8 | 64 => vec![("2".to_owned(), count)],
+                _ => vec![],
+            };
+            let counted = Admission::Counted("2".to_owned());
+            assert_eq!(admit("a", "x", start), (counted, due), "{count}");
         }
         assert_eq!(
             admit("b", "5", start),
             (Admission::Record, vec![]),
             "another host"
         );
-        let (admission, over) = admit("a", "6", start + WINDOW);
-        assert_eq!(
-            (admission, over),
-            (Admission::Record, vec![("2".into(), 2)])
-        );
+        let later = admit("a", "6", start + WINDOW);
+        assert_eq!(later, (Admission::Record, vec![("2".to_owned(), 70)]));
         assert_eq!(recent.counted(), vec![]);
     }
 

@@ -147,13 +147,6 @@ impl Shared {
     }
 }
 
-/// The last clone of the bottle's egress is gone.
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.ledger.close();
-    }
-}
-
 /// Most requests of one bottle at once, their answers included.
 pub(crate) const MAX_REQUESTS: usize = 256;
 

@@ -19,7 +19,7 @@ use rustls::crypto::SecureRandom;
 use tokio::io::split;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::body::{Body, BodyError, Held};
+use crate::body::{Body, Held, Relayed};
 use crate::denial::Refusal;
 use crate::ledger::Allowed;
 use crate::pump::Notes;
@@ -110,8 +110,12 @@ pub(crate) async fn open(
     request::strip_hop_by_hop(&mut head.headers);
     head.headers.remove("alt-svc");
     let Some(upstream) = upstream else {
-        let body = body.map_err(BodyError::Upstream).boxed_unsync();
-        return Ok((Response::from_parts(head, body), None));
+        let relayed = Relayed {
+            answer: body,
+            refused: None,
+            _permit: permit,
+        };
+        return Ok((Response::from_parts(head, relayed.boxed_unsync()), None));
     };
     upgrade_headers(&mut head.headers);
     let empty = Held::new([], None).boxed_unsync();
