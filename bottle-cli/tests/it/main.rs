@@ -2,6 +2,7 @@
 
 mod bench;
 mod binary;
+mod bottles;
 mod doctor;
 mod failures;
 mod images;

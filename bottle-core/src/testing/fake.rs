@@ -377,6 +377,7 @@ fn image_command(spec: &Spec) -> Vec<String> {
 #[derive(Debug)]
 pub(super) struct Machine {
     id: BottleId,
+    created_ms: u64,
     spec: Spec,
     things: Mutex<Vec<String>>,
     events: Arc<Mutex<Vec<Event>>>,
@@ -396,6 +397,7 @@ impl Machine {
     ) -> Self {
         Self {
             id,
+            created_ms: unix_ms(SystemTime::now()),
             detached: AtomicBool::new(spec.detached),
             spec,
             things: Mutex::default(),
@@ -423,7 +425,7 @@ impl Machine {
             image: spec.image.to_string(),
             command: image_command(spec),
             labels: spec.labels.clone(),
-            created_ms: 0,
+            created_ms: self.created_ms,
             detached: spec.detached,
             kept: spec.kept,
             tty: spec.tty,
