@@ -392,7 +392,8 @@ mod tests {
                 }
             }
         };
-        assert_eq!(race(vec![0, 1, 2, 3], connect).await.unwrap(), 2);
+        let first = timeout(Duration::from_secs(60), race(vec![0, 1, 2, 3], connect)).await;
+        assert_eq!(first.expect("one of them works").unwrap(), 2);
         assert_eq!(*tried.borrow(), [0, 1, 2]);
         let error = race(vec![1, 1], connect).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);

@@ -161,11 +161,14 @@ impl Engine {
                 Progress::FoundBefore => (true, 1),
             };
             if is_found {
-                found = Some(Hit {
-                    what: What::Token(run.family().name),
-                    len: run.len(),
-                    behind,
-                });
+                longest(
+                    &mut found,
+                    Hit {
+                        what: What::Token(run.family().name),
+                        len: run.len(),
+                        behind,
+                    },
+                );
             }
             false
         });
@@ -186,11 +189,14 @@ impl Engine {
                 Pattern::Prefix(family) => cursor.runs.push(Run::new(family)),
                 Pattern::Shield(_) => {}
                 Pattern::Value(index) => {
-                    found = Some(Hit {
-                        what: What::Value(index),
-                        len,
-                        behind: 0,
-                    });
+                    longest(
+                        &mut found,
+                        Hit {
+                            what: What::Value(index),
+                            len,
+                            behind: 0,
+                        },
+                    );
                 }
             }
         });
@@ -241,6 +247,14 @@ pub(super) struct Hit {
     pub(super) len: usize,
     /// How many bytes were read behind it.
     pub(super) behind: usize,
+}
+
+/// One value may end in another: what is overwritten is the longer one.
+fn longest(found: &mut Option<Hit>, hit: Hit) {
+    let has_longer = |known: Hit| known.len + known.behind >= hit.len + hit.behind;
+    if !found.is_some_and(has_longer) {
+        *found = Some(hit);
+    }
 }
 
 /// What was found.

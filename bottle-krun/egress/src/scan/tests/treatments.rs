@@ -154,6 +154,36 @@ fn a_text_is_overwritten_where_its_secrets_stand() {
     assert_eq!(String::from_utf8(text).unwrap(), wanted);
 }
 
+#[test]
+fn a_value_that_ends_or_begins_as_another_is_overwritten_whole() {
+    let values = [
+        "secret-part-123",
+        "my-secret-part-123",
+        "secret-part-123-and-more",
+    ];
+    let secrets = values.map(|value| Secret::new(value, value).unwrap());
+    let scanner = Scanner::new(&secrets).unwrap();
+    for value in values {
+        for encoded in [value.to_owned(), base64(value.as_bytes(), STANDARD)] {
+            for size in [1, 4, 64] {
+                let body = format!("[{encoded}]");
+                let mut scan = scanner.stream(ContentEncoding::Identity, Treatment::Overwrite);
+                let mut out = Vec::new();
+                for piece in body.as_bytes().chunks(size) {
+                    out.extend(scan.push(Bytes::copy_from_slice(piece)).unwrap().concat());
+                }
+                out.extend(scan.finish().unwrap().concat());
+                let out = String::from_utf8(out).unwrap();
+                // The last character of base64 may belong to what follows.
+                assert!(
+                    out.trim_matches(['[', ']']).matches('*').count() + 1 >= encoded.len(),
+                    "{out}"
+                );
+            }
+        }
+    }
+}
+
 proptest! {
     /// Whatever is overwritten, what comes out holds no secret and has the length of what went in.
     #[test]
