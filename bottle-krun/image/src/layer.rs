@@ -52,7 +52,7 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// How many decompressed bytes an image may still have.
+/// How much an image may still have of something: decompressed bytes, say.
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: AtomicU64,
@@ -81,7 +81,12 @@ impl Budget {
 pub(crate) struct Progress<'p> {
     /// The layer's index.
     pub(crate) layer: usize,
+    /// Of decompressed bytes.
     pub(crate) budget: &'p Budget,
+    /// Of entries, since the trees of layers that are made at a time are in memory at a time.
+    pub(crate) entries: &'p Budget,
+    /// Of the bytes of their names, likewise.
+    pub(crate) names: &'p Budget,
     /// Set when another layer has failed.
     pub(crate) stop: &'p AtomicBool,
     pub(crate) reporter: &'p dyn PullReporter,

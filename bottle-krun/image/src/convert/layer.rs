@@ -21,7 +21,7 @@ use crate::source::Blobs;
 use crate::source::layout::open_regular;
 use crate::store::{Partial, Shelf};
 use crate::tar::{Entry, EntryKind, Tar, TarError, components};
-use crate::tree::{Limits, PutError, Tree};
+use crate::tree::{self, Limits, PutError, Tree};
 
 /// The extension of a layer's image.
 pub(crate) const IMAGE: &str = "erofs";
@@ -110,6 +110,7 @@ fn write(
         bodies: Bodies::new(image.file().try_clone().map_err(image_error())?),
         journal: journal::Writer::new(journal.file()).map_err(journal_error())?,
         limits: *limits,
+        progress,
     };
     let over_limit = |error: &io::Error| {
         let is_ours = error.get_ref().is_some_and(|inner| inner.is::<OverLimit>());
@@ -204,6 +205,7 @@ struct Layer<'f> {
     bodies: Bodies,
     journal: journal::Writer<'f>,
     limits: Limits,
+    progress: Progress<'f>,
 }
 
 impl Layer<'_> {
@@ -279,6 +281,19 @@ impl Layer<'_> {
     }
 
     fn accept(&mut self, path: &[&[u8]], record: Record) -> Result<(), Refusal> {
+        let before = self.tree.counted();
+        self.add(path, record)?;
+        let now = self.tree.counted();
+        let Progress { entries, names, .. } = self.progress;
+        let over = |what| move |OverLimit(limit)| PutError::Limit { what, limit };
+        entries
+            .spend(now.0 - before.0)
+            .map_err(over(tree::ENTRIES))?;
+        names.spend(now.1 - before.1).map_err(over(tree::NAMES))?;
+        Ok(())
+    }
+
+    fn add(&mut self, path: &[&[u8]], record: Record) -> Result<(), Refusal> {
         self.journal
             .add(&path.join(&b'/'), &record)
             .map_err(Refusal::Journal)?;

@@ -149,6 +149,7 @@ fn make_layers(
     budget: &Budget,
     reporter: &dyn PullReporter,
 ) -> Result<HashMap<usize, Summary>, ImageError> {
+    let (entries, names) = (Budget::new(limits.entries), Budget::new(limits.names));
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let failure = Mutex::new(None);
@@ -161,6 +162,8 @@ fn make_layers(
             let progress = Progress {
                 layer: index,
                 budget,
+                entries: &entries,
+                names: &names,
                 stop: &stop,
                 reporter,
             };

@@ -116,6 +116,41 @@ fn all_layers_share_one_limit_of_entries() {
     assert_eq!((what, limit), ("entries", 2));
 }
 
+/// Without a limit that layers share while they are made, as many trees of two million entries are
+/// in memory as there are processors.
+#[test]
+fn layers_that_are_made_share_the_limits_of_memory() {
+    let memory = Memory(vec![
+        layer(&[("a", 1), ("long-name-b", 1)]),
+        layer(&[("c", 1), ("long-name-d", 1)]),
+    ]);
+    let blobs = memory.blobs();
+    let entries = Limits {
+        entries: 3,
+        ..Limits::DEFAULT
+    };
+    let names = Limits {
+        names: 20,
+        ..Limits::DEFAULT
+    };
+    for (limits, expected) in [(entries, "entries"), (names, "bytes of names")] {
+        let store = tempfile::tempdir().unwrap();
+        disk(&memory, &blobs[..1], store.path(), &limits, &Silent).unwrap();
+        let store = tempfile::tempdir().unwrap();
+        let error = disk(&memory, &blobs, store.path(), &limits, &Silent).unwrap_err();
+        let ImageError::Limit { what, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(what, expected);
+        let made = Shelf::layers(store.path()).unwrap();
+        let whole = blobs.iter().filter(|blob| {
+            let found = layer::find(&made, &blob.diff_id);
+            found.unwrap().is_some()
+        });
+        assert!(whole.count() < 2, "both layers were made");
+    }
+}
+
 #[test]
 fn a_layer_that_fails_stops_the_others() {
     if thread::available_parallelism().unwrap().get() == 1 {

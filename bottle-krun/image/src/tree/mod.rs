@@ -44,6 +44,11 @@ impl Limits {
     };
 }
 
+/// What there is too many of.
+pub(crate) const ENTRIES: &str = "entries";
+/// What there is too many of.
+pub(crate) const NAMES: &str = "bytes of names";
+
 /// Extended attributes, sorted by name.
 pub(crate) type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
 
@@ -205,6 +210,11 @@ impl Tree {
     /// How many nodes there ever were: an upper bound of every [`Ino`].
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// How many entries and bytes of names there were so far, as [`Limits`] count them.
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        (self.entries, self.names)
     }
 
     /// Makes a directory, or gives the one that is there new metadata.
@@ -531,7 +541,7 @@ impl Tree {
         self.metadata += (xattrs + extra) as u64;
         if self.entries > self.limits.entries {
             return Err(PutError::Limit {
-                what: "entries",
+                what: ENTRIES,
                 limit: self.limits.entries,
             });
         }
@@ -548,7 +558,7 @@ impl Tree {
         self.names += name.len() as u64;
         if self.names > self.limits.names {
             return Err(PutError::Limit {
-                what: "bytes of names",
+                what: NAMES,
                 limit: self.limits.names,
             });
         }
