@@ -3,7 +3,7 @@
 //! [`Spec`] is what is meant; it is neither serialised nor stored. All launch paths consume it.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Debug, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::str::FromStr;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::id::BottleId;
 // Users of a specification find it here.
@@ -45,6 +46,13 @@ pub struct Spec {
     ///
     /// Such an address is dialled even if it is loopback or private, for that name and port only.
     pub resolve: Vec<Resolve>,
+    /// The proxy through which this host reaches the world, if it has one.
+    ///
+    /// # Security
+    ///
+    /// It decides which address a name has. It is the gateway's, not the bottle's: nothing in the
+    /// bottle learns of it. If it fails, nothing else is tried.
+    pub proxy: Option<UpstreamProxy>,
     /// PEM text with roots that upstreams may also chain to.
     ///
     /// # Security
@@ -85,6 +93,7 @@ impl Spec {
             env: Env::default(),
             policy: Policy::default(),
             resolve: Vec::new(),
+            proxy: None,
             upstream_roots: Vec::new(),
             known_values: Vec::new(),
             resources: Resources::default(),
@@ -96,6 +105,24 @@ impl Spec {
             ports: Vec::new(),
             timeout: None,
         }
+    }
+}
+
+/// An HTTP proxy, as the variables `HTTPS_PROXY` and `NO_PROXY` name it. It is read by the backend.
+#[derive(Clone)]
+pub struct UpstreamProxy {
+    /// `http://[USER:PASSWORD@]HOST[:PORT]`.
+    pub url: Zeroizing<String>,
+    /// Names that do not go through it, separated by commas.
+    pub excepted: String,
+}
+
+/// Hides the address: it may hold a password.
+impl Debug for UpstreamProxy {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamProxy")
+            .field("excepted", &self.excepted)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,7 +150,7 @@ pub enum Overlay {
 impl Display for Overlay {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Disk(size) => size.fmt(f),
+            Self::Disk(size) => Display::fmt(size, f),
             Self::Memory => f.write_str("in memory"),
         }
     }

@@ -21,7 +21,8 @@ use bottle_core::id::BottleId;
 use bottle_core::images::Images;
 use bottle_core::log::{LogChunk, LogPosition};
 use bottle_core::reporter::{Reporter, Stage};
-use bottle_core::spec::Spec;
+use bottle_core::spec::{Spec, UpstreamProxy};
+use bottle_egress::HostProxy;
 use bottle_image::{Hold, ImageDisk};
 use bottle_wire::client::{GreetError, Launch, LaunchReport, Open};
 use bottle_wire::message;
@@ -132,7 +133,8 @@ impl Backend for KrunBackend {
         })?;
         let id = new_id(&spec.name).map_err(|error| failed(op(), error))?;
         let record = Dirs::of(&self.options, &id).record();
-        let lines = plan_lines(spec, &image, &workload, &kernel, &record);
+        let proxy = proxy_of(spec)?;
+        let lines = plan_lines(spec, &image, &workload, &kernel, proxy.as_ref(), &record);
         Ok(Plan {
             spec: spec.clone(),
             id,
@@ -250,7 +252,7 @@ impl Backend for KrunBackend {
             failed(Blame::User, error.into(), Some(hint))
         })?;
         let record = Dirs::of(&self.options, id).record();
-        let lines = plan_lines(&spec, &disk.image, &workload, &kernel, &record);
+        let lines = plan_lines(&spec, &disk.image, &workload, &kernel, None, &record);
         Ok(Plan {
             spec,
             id: id.clone(),
@@ -333,6 +335,20 @@ impl Backend for KrunBackend {
             .map(|bottle| Box::new(bottle) as _)
             .map_err(|_| not_found(id, true))
     }
+}
+
+/// Reads the host's proxy: one that can't be used is told before anything is made.
+fn proxy_of(spec: &Spec) -> Result<Option<HostProxy>, BackendError> {
+    let Some(UpstreamProxy { url, excepted }) = &spec.proxy else {
+        return Ok(None);
+    };
+    let proxy = HostProxy::parse(url, excepted);
+    proxy.map(Some).map_err(|error| BackendError::Failed {
+        op: "use the proxy that `HTTPS_PROXY` names".to_owned(),
+        blame: Blame::User,
+        hint: None,
+        source: Box::new(error),
+    })
 }
 
 fn not_found(id: &BottleId, running: bool) -> BackendError {

@@ -8,6 +8,7 @@ use bottle_core::id::{BottleId, MAX_ID_LEN};
 use bottle_core::ports::Publish;
 use bottle_core::spec::{Overlay, Resolve, Spec};
 use bottle_core::text::Escaped;
+use bottle_egress::HostProxy;
 use bottle_image::{ImageConfig, ImageDisk, ImageRef};
 use bottle_wire::client::{Launch, LaunchImage, LaunchPort, LaunchResolve};
 use thiserror::Error;
@@ -105,6 +106,7 @@ pub(crate) fn plan_lines(
     image: &ImageRef,
     workload: &Workload,
     kernel: &Path,
+    proxy: Option<&HostProxy>,
     record: &Path,
 ) -> Vec<PlanLine> {
     let line = |what, value| PlanLine { what, value };
@@ -160,6 +162,7 @@ pub(crate) fn plan_lines(
             format!("{host}:{port} is dialed at {address} port {dial_port}"),
         )
     }));
+    lines.extend(proxy.map(|proxy| line("proxy", proxy.to_string())));
     if !spec.upstream_roots.is_empty() {
         lines.push(line(
             "upstream-ca",
@@ -212,6 +215,7 @@ pub(crate) fn launch_of(
         env: _,
         policy,
         resolve,
+        proxy,
         upstream_roots,
         known_values,
         resources,
@@ -254,6 +258,9 @@ pub(crate) fn launch_of(
                 },
             )
             .collect(),
+        proxy: proxy
+            .as_ref()
+            .map(|proxy| (proxy.url.to_string(), proxy.excepted.clone())),
         upstream_roots: upstream_roots.clone(),
         known_values: known_values
             .iter()

@@ -86,6 +86,8 @@ impl Stored {
             env,
             policy,
             resolve,
+            // It may hold a password, and is whatever the host has when the bottle starts.
+            proxy: _,
             upstream_roots,
             known_values,
             resources,

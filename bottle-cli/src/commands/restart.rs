@@ -8,7 +8,7 @@ use bottle_core::backend::{Backend, BackendError, Plan};
 use bottle_core::id::BottleId;
 use tokio::time::{Instant, sleep};
 
-use super::start::{launch, value};
+use super::start::{launch, proxy, value};
 use crate::args::{Args, RestartArgs, SecretRef};
 use crate::exit::Status;
 use crate::failure::Failure;
@@ -44,7 +44,8 @@ pub(super) async fn run(
             .stop(Duration::from_secs(restart.time.into()))
             .await?;
     }
-    let plan = plan(&backend, &found.id, &*host.variable).await?;
+    let mut plan = plan(&backend, &found.id, &*host.variable).await?;
+    plan.spec.proxy = proxy(&*host.variable)?;
     let keys = DetachKeys::default();
     launch(&*backend, plan, keys, args.verbosity(), host, printer).await
 }

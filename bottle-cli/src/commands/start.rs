@@ -12,10 +12,11 @@ use bottle_core::event::{Event, Happening};
 use bottle_core::id::BottleId;
 use bottle_core::policy::Policy;
 use bottle_core::secret::{MIN_SECRET_LEN, Secret};
-use bottle_core::spec::{Env, Overlay, Spec};
+use bottle_core::spec::{Env, Overlay, Spec, UpstreamProxy};
 use bottle_core::text::EscapedUpTo;
 use serde_json::json;
 use tokio::task::spawn_blocking;
+use zeroize::Zeroizing;
 
 use super::print;
 use crate::args::{Args, EnvArg, SecretRef, StartArgs};
@@ -221,6 +222,7 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
     for reference in secret {
         spec.known_values.push(value(reference, &*host.variable)?);
     }
+    spec.proxy = proxy(&*host.variable)?;
     spec.detached = *detach;
     spec.kept = *keep || (*detach && !rm);
     spec.stdin = !detach || *interactive;
@@ -237,6 +239,25 @@ fn spec(start: &StartArgs, host: &Host) -> Result<Spec, Failure> {
         spec.resources.overlay = Overlay::Memory;
     }
     Ok(spec)
+}
+
+/// Finds the proxy through which this host reaches the world, as curl does: by variables, of which
+/// the ones in lower case win.
+pub(super) fn proxy(variable: &Lookup) -> Result<Option<UpstreamProxy>, Failure> {
+    let look_up = |upper: &str| -> Result<Option<String>, Failure> {
+        let found = variable(&upper.to_lowercase()).or_else(|| variable(upper));
+        let text = found.map(|value| value.into_string()).transpose();
+        let text =
+            text.map_err(|_| Failure::user(anyhow!("the value of `{upper}` is not UTF-8")))?;
+        Ok(text.filter(|text| !text.is_empty()))
+    };
+    let Some(url) = look_up("HTTPS_PROXY")? else {
+        return Ok(None);
+    };
+    Ok(Some(UpstreamProxy {
+        url: Zeroizing::new(url),
+        excepted: look_up("NO_PROXY")?.unwrap_or_default(),
+    }))
 }
 
 /// Reads files of variables; what stands on the command line comes after them and wins.

@@ -6,9 +6,9 @@ use std::future::pending;
 use std::mem::replace;
 use std::path::Path;
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, copy, duplex, empty, sink};
@@ -17,16 +17,16 @@ use tokio::time::timeout;
 
 use super::fake_main::Main;
 use super::images::FakeImages;
+use super::machine::{FakeControl, Machine, image_command};
 use super::program::{Outcome, Program, World};
 use crate::backend::{
     Backend, BackendError, Blame, Bottle, Capabilities, Command, Condition, Ended, ExitStatus,
     Hint, Live, LookUp, Plan, PlanLine, Process, ProcessControl, SpawnFailure, Summary, Window,
 };
-use crate::event::{Event, Happening, unix_ms};
+use crate::event::{Event, Happening};
 use crate::id::BottleId;
 use crate::images::Images;
-use crate::listing;
-use crate::log::{LogChunk, LogPosition, LogRecord, LogStream};
+use crate::log::{LogChunk, LogPosition, LogStream};
 use crate::reporter::{Reporter, Stage};
 use crate::spec::{ImageSource, Spec};
 
@@ -367,140 +367,6 @@ fn missing(id: &BottleId) -> BackendError {
     }
 }
 
-/// The words that an empty command stands for.
-fn image_command(spec: &Spec) -> Vec<String> {
-    let image = || ["echo", "from", "the", "image"].map(str::to_owned).to_vec();
-    spec.command.clone().unwrap_or_else(image)
-}
-
-/// One bottle: what there is of it, and what happened in it.
-#[derive(Debug)]
-pub(super) struct Machine {
-    id: BottleId,
-    created_ms: u64,
-    spec: Spec,
-    things: Mutex<Vec<String>>,
-    events: Arc<Mutex<Vec<Event>>>,
-    pub(super) log: Mutex<Vec<LogRecord>>,
-    running: Mutex<Vec<FakeControl>>,
-    main: Mutex<Option<Main>>,
-    detached: AtomicBool,
-    ended: watch::Sender<Option<Ended>>,
-}
-
-impl Machine {
-    fn new(
-        id: BottleId,
-        spec: Spec,
-        events: Arc<Mutex<Vec<Event>>>,
-        log: Option<Vec<LogRecord>>,
-    ) -> Self {
-        Self {
-            id,
-            created_ms: unix_ms(SystemTime::now()),
-            detached: AtomicBool::new(spec.detached),
-            spec,
-            things: Mutex::default(),
-            events,
-            log: Mutex::new(log.unwrap_or_default()),
-            running: Mutex::default(),
-            main: Mutex::default(),
-            ended: watch::Sender::new(None),
-        }
-    }
-
-    fn summary(&self) -> Summary {
-        let spec = &self.spec;
-        let state = match &*self.ended.borrow() {
-            None => listing::State::Running,
-            Some(how) => listing::State::Ended {
-                how: words(how),
-                code: code(how),
-                at_ms: 0,
-            },
-        };
-        Summary {
-            id: self.id.clone(),
-            name: spec.name.clone(),
-            image: spec.image.to_string(),
-            command: image_command(spec),
-            labels: spec.labels.clone(),
-            created_ms: self.created_ms,
-            detached: spec.detached,
-            kept: spec.kept,
-            tty: spec.tty,
-            ports: spec.ports.clone(),
-            state,
-        }
-    }
-
-    /// Returns the main process, if it runs.
-    fn main(&self) -> Result<Main, BackendError> {
-        let main = lock(&self.main).clone();
-        main.filter(|main| self.runs() && main.control.status.borrow().is_none())
-            .ok_or_else(|| BackendError::NoMain {
-                id: self.id.clone(),
-            })
-    }
-
-    fn main_status(&self) -> Option<ExitStatus> {
-        let main = lock(&self.main);
-        main.as_ref().and_then(|main| *main.control.status.borrow())
-    }
-
-    pub(super) fn is_detached(&self) -> bool {
-        self.detached.load(Ordering::Relaxed)
-    }
-
-    fn runs(&self) -> bool {
-        self.ended.borrow().is_none()
-    }
-
-    fn record(&self, what: Happening) {
-        let mut events = lock(&self.events);
-        let seq = u64::try_from(events.len()).unwrap_or(u64::MAX) + 1;
-        events.push(Event {
-            seq,
-            time_ms: unix_ms(SystemTime::now()),
-            what,
-        });
-    }
-
-    /// Ends the bottle once; whatever still runs in it is gone at once.
-    fn end(&self, how: Ended) {
-        let (how_in_words, code) = (words(&how), code(&how));
-        let first = self.ended.send_if_modified(|ended| {
-            let first = ended.is_none();
-            if first {
-                *ended = Some(how);
-            }
-            first
-        });
-        if first {
-            self.record(Happening::End {
-                how: how_in_words,
-                code,
-            });
-        }
-    }
-}
-
-fn words(how: &Ended) -> String {
-    match how {
-        Ended::Goodbye(Some(status)) => status.to_string(),
-        Ended::Goodbye(None) => "stopped".to_owned(),
-        Ended::Killed => "killed".to_owned(),
-        Ended::Crashed(why) => format!("crashed: {why}"),
-    }
-}
-
-fn code(how: &Ended) -> Option<u8> {
-    match how {
-        Ended::Goodbye(status) => status.map(ExitStatus::code),
-        Ended::Killed | Ended::Crashed(_) => None,
-    }
-}
-
 #[derive(Debug)]
 struct FakeBottle {
     machine: Arc<Machine>,
@@ -724,49 +590,6 @@ async fn live(
     }
 }
 
-/// A process's signals and status.
-#[derive(Clone, Debug)]
-pub(super) struct FakeControl {
-    signal: watch::Sender<Option<i32>>,
-    pub(super) status: watch::Sender<Option<ExitStatus>>,
-    ended: watch::Sender<Option<Ended>>,
-    window: watch::Sender<Option<Window>>,
-}
-
-impl FakeControl {
-    /// Waits for the status; `None` if the bottle ended first.
-    async fn ended(&self) -> Option<ExitStatus> {
-        let mut status = self.status.subscribe();
-        let mut ended = self.ended.subscribe();
-        tokio::select! {
-            biased;
-            status = status.wait_for(Option::is_some) => status.ok().and_then(|status| *status),
-            _ = ended.wait_for(Option::is_some) => None,
-        }
-    }
-}
-
-#[async_trait]
-impl ProcessControl for FakeControl {
-    async fn signal(&self, signal: i32) -> Result<(), BackendError> {
-        if self.ended.borrow().is_some() {
-            return Err(gone("send a signal"));
-        }
-        self.signal.send_replace(Some(signal));
-        Ok(())
-    }
-
-    async fn resize(&self, window: Window) -> Result<(), BackendError> {
-        self.window
-            .send_if_modified(|known| known.replace(window).is_some());
-        Ok(())
-    }
-
-    async fn wait(&self) -> Result<ExitStatus, BackendError> {
-        self.ended().await.ok_or_else(|| gone("wait for a process"))
-    }
-}
-
 /// Throws away what a process says.
 async fn drain(
     (mut out, mut err): (
@@ -788,7 +611,7 @@ fn input(wanted: bool) -> (Box<dyn AsyncRead + Send + Unpin>, Option<DuplexStrea
     }
 }
 
-fn gone(op: &str) -> BackendError {
+pub(super) fn gone(op: &str) -> BackendError {
     let source: Box<dyn Error + Send + Sync> = "the bottle has ended".into();
     BackendError::Failed {
         op: op.to_owned(),

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::fake::{FakeControl, Machine, lock};
+use super::fake::lock;
+use super::machine::{FakeControl, Machine};
 use crate::backend::Process;
 use crate::event::unix_ms;
 use crate::log::{LogRecord, LogStream};

@@ -7,6 +7,7 @@ pub mod contract;
 mod fake;
 mod fake_main;
 mod images;
+mod machine;
 pub(crate) mod program;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 //! was given an address on the host's side (`--resolve`), and one that `NO_PROXY` lists, is dialled
 //! directly. When the proxy fails, nothing else is tried.
 
-use std::fmt::{self, Debug, Formatter};
+use std::fmt::{self, Debug, Display, Formatter};
 use std::io;
 use std::time::Duration;
 
@@ -36,6 +36,18 @@ pub struct HostProxy {
 impl Debug for HostProxy {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "HostProxy({}:{})", self.host, self.port)
+    }
+}
+
+/// As a person may see it: without user and password.
+impl Display for HostProxy {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)?;
+        if self.excepted.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ", {} exceptions", self.excepted.len())
+        }
     }
 }
 

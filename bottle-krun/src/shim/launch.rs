@@ -20,7 +20,7 @@ use bottle_core::secret::Secret;
 use bottle_core::spec::Resolve;
 use bottle_core::text::Escaped;
 use bottle_core::units::{MiB, Vcpus};
-use bottle_egress::{Egress, EgressConfig};
+use bottle_egress::{Egress, EgressConfig, HostProxy, HostSide};
 use bottle_wire::client::{self, Launch, LaunchImage, LaunchReport, LaunchResolve, Open};
 use bottle_wire::guest::{Provision, ToInit};
 use bottle_wire::message;
@@ -228,6 +228,7 @@ async fn start(
         ram_mib,
         rules,
         resolve,
+        proxy,
         upstream_roots,
         known_values,
         env,
@@ -255,6 +256,11 @@ async fn start(
         .map_err(|_| bug(stages, "vcpus"))?;
     let policy = rules::policy_of(rules).ok_or_else(|| bug(stages, "rules"))?;
     let resolve = resolve_of(resolve).ok_or_else(|| bug(stages, "resolve"))?;
+    let proxy = match proxy.map(|(url, excepted)| HostProxy::parse(&url, &excepted)) {
+        Some(Err(_)) => return Err(bug(stages, "proxy")),
+        Some(Ok(proxy)) => Some(proxy),
+        None => None,
+    };
     let record = Record::open(&dirs.record())
         .map(Arc::new)
         .map_err(|error| stages.failed(Blame::Environment, error))?;
@@ -322,14 +328,19 @@ async fn start(
             .filter_map(|(name, value)| Secret::new(name, value))
             .collect();
         let bottle = id.to_string();
-        Egress::new(EgressConfig {
+        let config = EgressConfig {
             bottle,
             policy,
             resolve,
             upstream_roots,
             known_values,
             events: sink,
-        })
+        };
+        let host = HostSide {
+            credentials: Vec::new(),
+            proxy,
+        };
+        Egress::with_host(config, host)
     });
 
     stages.begin(Stage::Boot).await;

@@ -15,6 +15,7 @@ use bottle_tests::frame::on_host;
 use bottle_tests::host::TestHost;
 use bottle_tests::processes::Process;
 use bottle_tests::terminal::Terminal;
+use bottle_tests::upstream::Tripwire;
 use bottle_tests::wait::{wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -308,6 +309,30 @@ fn a_process_that_takes_all_memory_is_killed_and_recorded() {
             .filter(|one| one.lives() && one.command.contains(id.as_str()))
             .collect();
         ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    });
+}
+
+/// Names go to the host's proxy as names, and when it fails nothing else is tried.
+#[test]
+fn the_hosts_proxy_is_used_and_nothing_goes_around_it() {
+    on_host(async |host| {
+        let proxy = Tripwire::start().await?;
+        let mut args = host.start_args("proxied");
+        args.extend(["--allow", "proxied.test", "--"].map(str::to_owned));
+        let script = "curl -sS --max-time 60 -o /dev/null -w %{http_code} https://proxied.test/";
+        args.extend(["sh", "-c", script].map(str::to_owned));
+        let mut command = host.bottle(&args);
+        command.env(
+            "HTTPS_PROXY",
+            format!("http://user:pass-word@{}", proxy.address),
+        );
+        let output = run(command, b"").await?;
+        ensure!(proxy.connections() > 0, "the proxy saw nothing: {output}");
+        assert_eq!(output.text(), "502", "{output}");
+        let record = host.record_of(&host.only_bottle()?)?.join("\n");
+        ensure!(record.contains("upstream-unreachable"), "{record}");
+        ensure!(!record.contains("pass-word"), "{record}");
         Ok(())
     });
 }

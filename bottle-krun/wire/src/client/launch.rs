@@ -40,6 +40,8 @@ pub struct Launch {
     pub rules: Vec<LaunchRule>,
     /// Addresses named on the host's side.
     pub resolve: Vec<LaunchResolve>,
+    /// The host's proxy and what does not go through it, as `HTTPS_PROXY` and `NO_PROXY` say it.
+    pub proxy: Option<(String, String)>,
     /// PEM texts of further roots for upstreams.
     pub upstream_roots: Vec<String>,
     /// Names and values that may not leave.
