@@ -128,9 +128,10 @@ fn a_terminal_has_its_size_its_keys_and_is_left_and_found_again() {
         here.type_in("while [ \"$(stty size)\" != '40 90' ]; do :; done; echo resized\r")
             .await?;
         here.wait_for_line("resized").await?;
-        here.type_in("sleep 600\r").await?;
-        here.wait_for("the command", |it| it.contains("$ sleep 600"))
+        // Before it says something it may not be in the foreground yet.
+        here.type_in("sh -c 'echo sleeps; exec sleep 600'\r")
             .await?;
+        here.wait_for_line("sleeps").await?;
         here.type_in("\x03").await?;
         here.wait_for("the prompt behind an interrupted command", |contents| {
             contents.contains("^C") && prompt(contents)
