@@ -46,6 +46,8 @@ ln -sfn "$OUTER_MODULES" "/lib/modules/$version"
 for port in /sys/class/virtio-ports/*; do
     ln -sfn "/dev/${port##*/}" "/run/port-$(cat "$port/name")"
 done
+# What comes there is there for its interrupts.
+cat </run/port-pulse >/dev/null &
 exec 9>/run/port-status
 echo "ready $(cut -d' ' -f1 /proc/uptime)" >&9
 cd /
