@@ -107,12 +107,7 @@ impl Owned {
         {
             tracing::warn!(%error, "cannot complete the record");
         }
-        let removed = if self.kept {
-            dirs.close()
-        } else {
-            dirs.remove()
-        };
-        if let Err(error) = removed {
+        if let Err(error) = dirs.leave(self.kept) {
             tracing::warn!(%error, "cannot remove what a shim left");
         }
     }

@@ -146,12 +146,7 @@ impl Claim {
     }
 
     fn remove(&self) {
-        let removed = if self.again {
-            self.dirs.close()
-        } else {
-            self.dirs.remove()
-        };
-        if let Err(error) = removed {
+        if let Err(error) = self.dirs.leave(self.again) {
             tracing::warn!(%error, "cannot undo a start");
         }
     }

@@ -151,6 +151,16 @@ impl Dirs {
         Ok(lock)
     }
 
+    /// Leaves a bottle that has ended: with what it needs to start again if it is `kept`, else with
+    /// its record alone. The caller holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`close`](Self::close) and [`remove`](Self::remove).
+    pub(crate) fn leave(&self, kept: bool) -> Result<(), StateError> {
+        if kept { self.close() } else { self.remove() }
+    }
+
     /// Removes what a bottle that is kept needs only while it runs. May be repeated; the caller
     /// holds the lock.
     ///

@@ -20,7 +20,7 @@ use bottle_wire::pump::pump;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::main_process::{ClientEnds, GuestEnds, MainProcess, to_guest};
+use super::main_process::{ClientEnds, GuestEnds, MainProcess};
 use crate::main_log::LogWriter;
 
 /// Standard streams that wait for their process, per client.
@@ -95,7 +95,7 @@ pub(super) async fn serve(
                     // Dropping the stream resets it.
                     let main = shared.main.lock().await.clone();
                     let main = main.filter(|main| main.status().is_none())?;
-                    let request = guest::ProcessRequest::Signal { signal };
+                    let request = ProcessRequest::Signal { signal };
                     main.request(request).await.ok()?;
                     tell(stream, &Done {}).await;
                     Some(())
@@ -301,20 +301,15 @@ async fn run(
     let (mut asked, mut client) = split(client);
     let forward = async {
         while let Some(request) = message::read(&mut asked).await? {
-            let request = match request {
-                ProcessRequest::Signal { signal } => guest::ProcessRequest::Signal { signal },
-                ProcessRequest::Resize(window) => guest::ProcessRequest::Resize(to_guest(window)),
-                ProcessRequest::Unknown | _ => continue,
+            let Some(request) = for_guest(request) else {
+                continue;
             };
             message::write(&mut requests, &request).await?;
         }
         io::Result::Ok(())
     };
     let last = async {
-        let report = match last_report(reports).await? {
-            ExitStatus::Exited(code) => ExecReport::Exited { code },
-            ExitStatus::Signaled(signal) => ExecReport::Signaled { signal },
-        };
+        let report = to_report(last_report(reports).await?);
         message::write(&mut client, &report).await?;
         client.shutdown().await
     };
@@ -406,8 +401,7 @@ async fn attach(
         return client.shutdown().await;
     };
     if let Some(window) = attach.window {
-        let request = guest::ProcessRequest::Resize(to_guest(window));
-        main.request(request).await?;
+        main.request(ProcessRequest::Resize(window)).await?;
     }
     let ends = ClientEnds {
         stdio,
@@ -431,6 +425,38 @@ impl<'a> Count<'a> {
 impl Drop for Count<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a client asks of a process, as the guest is asked; `None` if this release does not know it.
+pub(super) fn for_guest(request: ProcessRequest) -> Option<guest::ProcessRequest> {
+    match request {
+        ProcessRequest::Signal { signal } => Some(guest::ProcessRequest::Signal { signal }),
+        ProcessRequest::Resize(window) => Some(guest::ProcessRequest::Resize(to_guest(window))),
+        ProcessRequest::Unknown | _ => None,
+    }
+}
+
+fn to_guest(window: client::Window) -> guest::Window {
+    let client::Window {
+        rows,
+        cols,
+        x_pixels,
+        y_pixels,
+    } = window;
+    guest::Window {
+        rows,
+        cols,
+        x_pixels,
+        y_pixels,
+    }
+}
+
+/// The last report of a process that ended so.
+pub(super) fn to_report(status: ExitStatus) -> ExecReport {
+    match status {
+        ExitStatus::Exited(code) => ExecReport::Exited { code },
+        ExitStatus::Signaled(signal) => ExecReport::Signaled { signal },
     }
 }
 

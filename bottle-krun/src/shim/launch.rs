@@ -79,8 +79,7 @@ pub(super) async fn run(
         }
     };
     let remove = || {
-        let removed = if kept { dirs.close() } else { dirs.remove() };
-        if let Err(error) = removed {
+        if let Err(error) = dirs.leave(kept) {
             tracing::error!(%error, "cannot remove the bottle");
         }
     };

@@ -18,14 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bottle_core::backend::ExitStatus;
 use bottle_core::log::LogStream;
 use bottle_wire::client::{ExecReport, ProcessRequest, Window};
-use bottle_wire::guest;
 use bottle_wire::message;
 use bottle_wire::mux::MuxStream;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
-use super::clients::{Pending, last_report};
+use super::clients::{Pending, for_guest, last_report, to_report};
 use super::screen::Screen;
 use crate::main_log::LogWriter;
 
@@ -56,7 +55,7 @@ struct Inner {
     screen: Option<Screen>,
     taps: Vec<Tap>,
     /// Outputs that have not ended.
-    open: u8,
+    open: usize,
     /// Whether the bottle ends with its owner.
     owned: bool,
 }
@@ -100,7 +99,7 @@ pub(super) struct ClientEnds {
 }
 
 impl MainProcess {
-    /// Takes charge of a process. `on_end` hears of its end when all that it said was logged.
+    /// Takes charge of a process. `on_end` hears of its end; what it said last may still be coming.
     pub(super) fn new(
         guest: GuestEnds,
         log: LogWriter,
@@ -126,7 +125,7 @@ impl MainProcess {
                 owned: true,
                 screen: tty.map(Screen::new),
                 taps: Vec::new(),
-                open: if outputs.len() == 2 { 2 } else { 1 },
+                open: outputs.len(),
             }),
         });
         for (stream, from) in outputs {
@@ -183,12 +182,15 @@ impl MainProcess {
     /// # Errors
     ///
     /// If the bottle has gone.
-    pub(super) async fn request(&self, request: guest::ProcessRequest) -> io::Result<()> {
-        if let guest::ProcessRequest::Resize(window) = request
+    pub(super) async fn request(&self, request: ProcessRequest) -> io::Result<()> {
+        if let ProcessRequest::Resize(window) = request
             && let Some(screen) = &mut self.hub.lock().screen
         {
-            screen.resize(from_guest(window));
+            screen.resize(window);
         }
+        let Some(request) = for_guest(request) else {
+            return Ok(());
+        };
         message::write(&mut *self.requests.lock().await, &request).await
     }
 
@@ -221,13 +223,6 @@ impl MainProcess {
         message::write(&mut reports, &ExecReport::Started).await?;
         let obey = async {
             while let Some(request) = message::read(&mut requests).await? {
-                let request = match request {
-                    ProcessRequest::Signal { signal } => guest::ProcessRequest::Signal { signal },
-                    ProcessRequest::Resize(window) => {
-                        guest::ProcessRequest::Resize(to_guest(window))
-                    }
-                    ProcessRequest::Unknown | _ => continue,
-                };
                 self.request(request).await?;
             }
             io::Result::Ok(())
@@ -235,11 +230,9 @@ impl MainProcess {
         let mut status = self.status.clone();
         let end = async {
             tokio::select! {
-                ended = status.wait_for(Option::is_some) => match ended.ok().and_then(|it| *it) {
-                    Some(ExitStatus::Exited(code)) => Some(ExecReport::Exited { code }),
-                    Some(ExitStatus::Signaled(signal)) => Some(ExecReport::Signaled { signal }),
-                    None => None,
-                },
+                ended = status.wait_for(Option::is_some) => {
+                    ended.ok().and_then(|it| *it).map(to_report)
+                }
                 Ok(_) = has_lagged.wait_for(|lagged| *lagged) => Some(ExecReport::Lagged),
             }
         };
@@ -415,36 +408,5 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The same size, as the guest is told.
-pub(super) fn to_guest(window: Window) -> guest::Window {
-    let Window {
-        rows,
-        cols,
-        x_pixels,
-        y_pixels,
-    } = window;
-    guest::Window {
-        rows,
-        cols,
-        x_pixels,
-        y_pixels,
-    }
-}
-
-fn from_guest(window: guest::Window) -> Window {
-    let guest::Window {
-        rows,
-        cols,
-        x_pixels,
-        y_pixels,
-    } = window;
-    Window {
-        rows,
-        cols,
-        x_pixels,
-        y_pixels,
     }
 }
